@@ -56,9 +56,10 @@ def create_encoder(name: str,         # a timm name, e.g. "vit_base_patch16_224"
         near = timm.list_models(f"*{name.split('_patch')[0]}*")[:3]
         raise InputError(f"model={name!r} is not a timm model" + (f": try {', '.join(near)}" if near else "; see timm.list_models('vit_*')"))
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    plain = {} if not name.startswith("vit_") else dict(img_size=size, global_pool="token")    # other families take other arguments; check_encoder refuses them
-    try: vit = timm.create_model(name, in_chans=in_chans, num_classes=0, **plain, **options)
-    except (TypeError, AssertionError) as e: raise InputError(f"model={name!r} with img_size={size} cannot be built: {e}") from e
+    make = partial(timm.create_model, name, in_chans=in_chans, num_classes=0, **options)
+    try: vit = make(img_size=size, global_pool="token")
+    except TypeError: vit = make()      # other families take other arguments; check_encoder refuses them
+    except AssertionError as e: raise InputError(f"model={name!r} with img_size={size} cannot be built: {e}") from e
     check_encoder(vit, name, size)
     return vit
 
@@ -67,6 +68,7 @@ def check_encoder(vit: nn.Module, name: str, size: tuple[int, int]):
     "Raises `InputError` for models that are not plain ViTs and for sizes that the patches do not tile."
     if not isinstance(vit, VisionTransformer) or vit.pos_embed is None:
         raise InputError(f"model={name!r} is a {type(vit).__name__}; masked autoencoding needs a plain timm VisionTransformer with position embeddings (vit_*)")
+    if tuple(vit.patch_embed.img_size) != tuple(size): raise InputError(f"model={name!r} works at {vit.patch_embed.img_size}, not at img_size={size}")
     ph, pw = vit.patch_embed.patch_size
     if size[0] % ph or size[1] % pw:
         raise InputError(f"img_size={size[0]}x{size[1]} is not divisible by the patch size {ph}x{pw}; nearest: {max(1, round(size[0]/ph))*ph}x{max(1, round(size[1]/pw))*pw}")

@@ -59,7 +59,7 @@ class PretrainConfig(TrainingConfig):
     method: str = "vasomim"       # file of vasomim.methods
     # data
     data_dir: str | None = None   # folder of angiograms, or a packed dataset; None: phantoms
-    phantoms: int = 256           # simulated angiograms, when no data_dir is given
+    phantoms: int = 192           # simulated angiograms, when no data_dir is given
     pack_size: int = 256          # pixels: side of the packed images, from which crops are cut
     cache_dir: str = "data/packed"  # where packed datasets are kept and found again
     crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area in a crop

@@ -9,6 +9,7 @@ __all__ = ['Segmentor', 'load_segmentor', 'save_segmentor', 'bce_dice_loss', 'Se
 # %% ../../nbs/lib/23_anatomy.segmentor.ipynb #7896a13c
 import copy
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -113,7 +114,9 @@ def save_segmentor(segmentor: Segmentor, path: str | Path, metadata: dict[str, s
     if path.suffix != ".safetensors": raise InputError(f"{path}: the name must end in .safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in segmentor.net.state_dict().items()}
-    safetensors.torch.save_file(state, path, metadata)
+    part = path.with_name(path.name + ".tmp")
+    part.write_bytes(safetensors.torch.save(state, metadata))     # save_file would make a file that only its owner may read
+    os.replace(part, path)
     return path
 
 # %% ../../nbs/lib/23_anatomy.segmentor.ipynb #11086d0b

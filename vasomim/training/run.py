@@ -84,8 +84,8 @@ class RunFolder:
         elif config.resume and not (self.path / "config.json").is_file(): raise InputError(f"run_dir={self.path}: there is no run to resume")
         try:
             for folder in (self.path, self.pictures): folder.mkdir(parents=True, exist_ok=True)
-            self.write("config.json", config.to_json())
-            self.write("environment.json", json.dumps(environment(), indent=2))
+            if not (used and config.resume):     # a resumed run keeps the files of its beginning
+                self.write("config.json", config.to_json()); self.write("environment.json", json.dumps(environment(), indent=2))
         except OSError as e: raise InputError(f"run_dir={self.path}: cannot be written ({e.strerror}); choose a folder you may write to") from e
 
     def begun(self) -> bool:

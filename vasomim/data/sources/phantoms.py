@@ -34,4 +34,4 @@ def phantom_source(count: int,       # number of phantoms, one patient each
     probe = phantom(seed, size=32, **dict(options)).image     # refuses unknown options now, not after an hour
     read = partial(_draw, size, options)
     records = tuple(Record(name, split, f"{i:06d}", patient=f"{i:06d}", labels={"seed": derive_seed(seed, "phantom source", i)}, read=read) for i in range(count))
-    return Source(name, records, fingerprint("phantoms", count, size, seed, options, probe.numpy().tobytes().hex()), licence="CC0-1.0 (simulated)")
+    return Source(name, records, fingerprint("phantoms", count, size, seed, options, (probe*255).round().byte().numpy().tobytes().hex()), licence="simulated, no patient data")
