@@ -7,6 +7,7 @@ __all__ = ['masked_count', 'MaskSampler', 'make_sampler', 'lowest', 'RandomSampl
 
 # %% ../nbs/lib/30_masking.ipynb #80ea65ff
 import math
+import numpy as np
 import torch
 import torch.nn.functional as F
 from .core import InputError
@@ -44,7 +45,8 @@ class MaskSampler:
     def check(self, weights, progress):
         if weights.ndim != 2: raise InputError(f"weights has shape {tuple(weights.shape)}: expected (B, N)")
         if not 0 <= progress <= 1: raise InputError(f"progress={progress}: must be between 0 (start of training) and 1 (end)")
-        good = (weights >= 0).all() & (weights < math.inf).all()    # False for NaN too
+        low, high = weights.detach().aminmax()      # NaN if there is one
+        good = (low >= 0) & (high < math.inf)
         if weights.is_cuda: torch._assert_async(good, "mask weights must be finite and not negative")  # no synchronisation in the training step
         elif not good: raise InputError("weights must be finite and not negative (found NaN, infinity or a negative number)")
 
@@ -57,10 +59,17 @@ def make_sampler(name: str,  # "random", "block", "guided" or any other register
     if name not in MaskSampler.registry: raise unknown_name("mask sampler", name, MaskSampler.registry)
     return MaskSampler.registry[name](**options)
 
-# %% ../nbs/lib/30_masking.ipynb #75930184
-def lowest(keys: torch.Tensor, # (B, N)
-           count: int) -> torch.Tensor:
+# %% ../nbs/lib/30_masking.ipynb #552efddd
+def lowest(keys: torch.Tensor, # (B, N) float32
+           count: int,
+           exact: bool = True, # False: ties at the border may add patches
+          ) -> torch.Tensor:
     "(B, N) bool: the `count` smallest keys of each row."
+    if not count: return torch.zeros_like(keys, dtype=torch.bool)
+    if keys.device.type == "cpu":
+        x = keys.numpy()
+        chosen = x <= np.partition(x, count - 1, axis=1)[:, count - 1:count]
+        if not exact or (chosen.sum(1) == count).all(): return torch.from_numpy(chosen)
     chosen = torch.zeros_like(keys, dtype=torch.bool)
     return chosen.scatter_(1, keys.topk(count, dim=1, largest=False, sorted=False).indices, True)
 
@@ -90,15 +99,15 @@ class GuidedSampler(MaskSampler):
         return self.beta_start + progress * (self.beta_end - self.beta_start)
 
     def draw(self, weights, progress, count, generator):
-        first, second = (uniform(*weights.shape, generator=generator, device=weights.device) for _ in range(2))
-        some = weights > 0
-        guided = torch.zeros_like(some)
+        first, second = uniform(len(weights), 2, weights.shape[1], generator=generator, device=weights.device).unbind(1)
         k = int(count * self.beta(progress))
         if k:
-            race = (-torch.log1p(-first)).clamp_min(1e-30).log()    # log of a standard exponential; uniform 0 must not win for certain
-            if self.weighting == "f": race = race - torch.where(some, weights, 1).log()
-            guided = lowest(race.masked_fill(~some, math.inf), k) & some
-        return lowest(second.masked_fill(guided, -1), count)
+            some = weights > 0
+            race = first.log().neg_()       # standard exponential
+            if self.weighting == "f": race /= weights / weights.amax(1, keepdim=True).clamp_min(1e-38)     # relative to the largest: nothing over- or underflows
+            guided = lowest(race.masked_fill(~some, math.inf), k, exact=False) & some      # fewer where fewer hold vessel
+            second = second.masked_fill(guided, -1)
+        return lowest(second, count)
 
 # %% ../nbs/lib/30_masking.ipynb #ac964939
 class BlockSampler(MaskSampler):

@@ -62,6 +62,7 @@ class Augment:
     contrast: float = 0.0          # factor exp(u) about the mean, |u| <= contrast
     brightness: float = 0.0        # added, either way
     background: float = 0.0        # largest slow variation that is added
+    blur: float = 0.0              # 1: from sharpened by half to blurred with a sigma of 1.2 pixels, the mask staying as it is
     noise: float = 0.0             # largest standard deviation of the noise
 
 # %% ../../nbs/lib/22a_anatomy.pairs.ipynb #f4ccea80
@@ -72,7 +73,7 @@ def augment_batch(images, masks,   # (B, 1, H, W) float in [0, 1]
     "Randomly cropped, flipped, rotated images and masks `(B, 1, size, size)`; gray values change in the images alone."
     g = torch.Generator().manual_seed(seed)
     boxes, flips = random_crops(len(images), *images.shape[2:], scale=how.scale, ratio=how.ratio, generator=g)
-    boxes, flips, u = (v.to(images.device) for v in (boxes, flips, torch.rand((len(images), 7), generator=g)))
+    boxes, flips, u = (v.to(images.device) for v in (boxes, flips, torch.rand((len(images), 8), generator=g)))
     if how.rotation: x, y = _rotated_crops(images, masks, boxes, flips, (2 * u[:, 0] - 1) * math.radians(how.rotation), size)
     else: x, y = crop_images(images, boxes, size, flips), crop_masks(masks, boxes, size, flips)
     if how.vertical_flip:
@@ -95,8 +96,11 @@ def _rotated_crops(images, masks, boxes, flips, angle, size: int):
 
 # %% ../../nbs/lib/22a_anatomy.pairs.ipynb #83aa7f91
 def change_grays(x, how: Augment, u, generator):
-    "Gamma, contrast, brightness, background, noise; `u` (B, 5) uniform numbers; result in [0, 1]."
+    "Blur, gamma, contrast, brightness, background, noise; `u` (B, 6) uniform numbers; result in [0, 1]."
     u = u[..., None, None, None]
+    if how.blur:
+        smooth = F.avg_pool2d(F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), 3, 1, 1, count_include_pad=False)
+        x = (x + (1.5 * u[:, 5] - 0.5) * how.blur * (smooth - x)).clamp(0, 1)
     if how.gamma: x = x.clamp(1e-4, 1) ** torch.exp((2 * u[:, 0] - 1) * how.gamma)
     if how.contrast: x = (x - x.mean((1, 2, 3), keepdim=True)) * torch.exp((2 * u[:, 1] - 1) * how.contrast) + x.mean((1, 2, 3), keepdim=True)
     if how.brightness: x = x + (2 * u[:, 2] - 1) * how.brightness
