@@ -20,8 +20,8 @@ def environment(**more):
     "The environment of started programs: this interpreter's programs first, one thread, nothing of a surrounding torchrun."
     env = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
     paths = [str(ROOT), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
-    return dict(env, PATH=f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}", PYTHONPATH=os.pathsep.join(paths), OMP_NUM_THREADS="1",
-                PYTHONUNBUFFERED="1", COLUMNS="200", **more)
+    return {**env, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}", "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1", "COLUMNS": "200", **more}
 
 
 def flags(**options):
@@ -45,8 +45,9 @@ def job(cwd, *head, **options):
 
 def finished(process, seconds=300):
     "(exit code, output) of a started job; a job that hangs is ended and fails the test."
-    timer = threading.Timer(seconds, process.kill); timer.start()
-    try: return (text := process.stdout.read()) and process.wait() or process.wait(), text
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try: text = process.stdout.read(); return process.wait(), text
     finally: timer.cancel()
 
 

@@ -7,6 +7,7 @@ __all__ = ['COMMANDS', 'ExtractOptions', 'extract', 'PhantomCommand', 'phantoms'
 
 # %% ../nbs/lib/70_cli.ipynb #7fbd7496
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 import vasomim
@@ -29,17 +30,22 @@ class ExtractOptions:
 # %% ../nbs/lib/70_cli.ipynb #5eb948c3
 def extract(options: ExtractOptions) -> dict:
     "Counts of what was read, skipped and found; a bad image is skipped and listed in `out/skipped.txt`. Raises `InputError` when nothing could be read."
+    import torch
     from tqdm.auto import tqdm
     from vasomim.anatomy.extract import extract_vessels
     from vasomim.data.images import list_images, load_image, save_image
     settings = dict(method=options.vesselness, sigmas=options.sigmas, percentile=options.percentile, grow=options.grow, border=options.border)
     root, out, bad, empty = Path(options.folder), Path(options.out), [], 0
+    extract_vessels(torch.zeros(1, 1, 64, 64), **settings)     # refuses bad settings before anything is read
+    if out.resolve().is_relative_to(root.resolve()): raise InputError(f"out={out}: lies inside of {root}, where masks would overwrite angiograms or be read as such; choose another folder")
     files = list_images(root)
+    shared = Counter(f.with_suffix("") for f in files)         # 2.png and 2.jpg must not write one mask
     for file in tqdm(files, unit="image", disable=not sys.stderr.isatty()):
         try: mask = extract_vessels(load_image(file)[None], **settings)[0]
         except ImageError as e: bad.append(e); continue
         empty += not mask.any()
-        target = (out / file.relative_to(root)).with_suffix(".png")
+        target = out / file.relative_to(root)
+        target = target.with_suffix(".png") if shared[file.with_suffix("")] == 1 else target.with_name(target.name + ".png")
         target.parent.mkdir(parents=True, exist_ok=True)
         save_image(target, mask.float())
     if bad:

@@ -40,9 +40,9 @@ from .training.batches import Batches
 from .training.config import TrainingConfig
 from .training.config import checked_names
 from .training.config import from_text
+from .training.launch import Interrupted
 from .training.launch import join
 from .training.launch import launch
-from .training.loop import Interrupted
 from .training.loop import Trainer
 from .training.method import Batch
 from .training.method import find_method
@@ -59,7 +59,7 @@ class PretrainConfig(TrainingConfig):
     method: str = "vasomim"       # file of vasomim.methods
     # data
     data_dir: str | None = None   # folder of angiograms, or a packed dataset; None: phantoms
-    phantoms: int = 192           # simulated angiograms, when no data_dir is given
+    phantoms: int = 256           # simulated angiograms, when no data_dir is given
     pack_size: int = 256          # pixels: side of the packed images, from which crops are cut
     cache_dir: str = "data/packed"  # where packed datasets are kept and found again
     crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area in a crop
@@ -85,14 +85,14 @@ class PretrainConfig(TrainingConfig):
     consistency_weight: float = 1.0     # weight of the consistency loss (1 in eq. 5)
     # network
     model: str = "vit_tiny_patch16_224"  # any plain vision transformer of timm
-    img_size: int | tuple[int, int] = 160  # pixels, side of the crops or (height, width)
+    img_size: int | tuple[int, int] = 128  # pixels, side of the crops or (height, width)
     in_chans: int = 3             # 3: gray repeated, as timm's models expect; 1: native gray
     patch_size: int | None = None # pixels; None: as the model's name says
     decoder_dim: int = 192        # MAE's own is 512 x 8 with 16 heads; a tiny encoder wants a small one
     decoder_depth: int = 4
     decoder_heads: int = 6
     # optimisation (AdamW)
-    base_lr: float = 1.5e-3       # for 256 images; scaled with the batch size
+    base_lr: float = 8e-3         # for 256 images, scaled with the batch size; this one suits batches of about 16, the paper's size has 1.5e-4
     min_lr: float = 0.0           # at the end of the cosine
     warmup_epochs: float = 2.0    # linear ramp from 0
     weight_decay: float = 0.05    # not on biases and norms
@@ -220,7 +220,7 @@ def pretrain(config: PretrainConfig) -> Path:
             run.prepare(config); print(f"run folder: {run.path}", flush=True)
             print(f"data: {Path(config.data_dir).expanduser().resolve() if config.data_dir else f'{config.phantoms} phantoms'}", flush=True)
         data = open_packed(place.share(str(prepare_data(config).folders[0]) if place.first else None))
-        if place.first: run.remember_data(dict(fingerprint=data.info["fingerprint"], images=len(data), size=list(data.size)))
+        if place.first: run.remember_data(dict(fingerprint=data.info["fingerprint"], images=len(data), size=list(data.size), left_out=data.info["bad"]))
         if config.segmentor == "train":
             at = prepare_segmentor(config, data, run).segmentor if place.first else None
             torch.manual_seed(config.seed); method = build(replace(config, segmentor=place.share(at)))
@@ -241,6 +241,12 @@ def _launch(config: PretrainConfig, show=print) -> Path:
         launch("vasomim.pretrain", ["--config", path], config.nproc, config.threads, show)
     return Path(config.run_dir)
 
+# %% ../nbs/lib/50_pretrain.ipynb #34cb2ae8
+@dataclass(frozen=True, kw_only=True)
+class _Flags(PretrainConfig):
+    "The same options, not checked yet, so that tyro only reads them and a bad value is reported like everywhere else."
+    def __post_init__(self): pass
+
 # %% ../nbs/lib/50_pretrain.ipynb #778c3463
 def parse(arguments: list[str] | None = None, prog: str = "python -m vasomim.pretrain") -> PretrainConfig:
     "Configuration from command-line flags; `--preset NAME` or `--config FILE` (or run folder) give the defaults."
@@ -250,8 +256,9 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m vasomim.pre
     first.add_argument("--preset", default="vasomim"); first.add_argument("--config")
     known, rest = first.parse_known_args(arguments)
     base = PretrainConfig.read(known.config) if known.config else PretrainConfig(preset=known.preset)
-    return tyro.cli(PretrainConfig, prog=prog, args=rest, default=base, description="Pre-train an encoder on angiograms. --preset NAME and --config FILE give the defaults shown.",
-                    config=(tyro.conf.FlagConversionOff,))
+    flags = tyro.cli(_Flags, prog=prog, args=rest, default=_Flags(**vars(base)), description="Pre-train an encoder on angiograms. --preset NAME and --config FILE give the defaults shown.",
+                     config=(tyro.conf.FlagConversionOff,))
+    return PretrainConfig(**vars(flags))
 
 # %% ../nbs/lib/50_pretrain.ipynb #153b3765
 def run_job(work) -> int:

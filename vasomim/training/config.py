@@ -22,8 +22,8 @@ class TrainingConfig:
     resume: bool = False          # go on from the newest whole checkpoint in run_dir
     overwrite: bool = False       # delete what is in run_dir and begin anew
     init_from: str | None = None  # weights to begin with: a checkpoint of a run, or an exported encoder folder
-    epochs: int = 16              # passes over the data
-    batch_size: int = 32          # images of one optimiser step, over all processes and accumulation steps together
+    epochs: int = 24              # passes over the data
+    batch_size: int = 16          # images of one optimiser step, over all processes and accumulation steps together
     accumulate: int = 1           # forward-backward passes of one optimiser step (raise it when memory is short)
     seed: int = 0                 # of everything random
     device: str = "auto"          # auto, cpu, cuda, cuda:1, mps
