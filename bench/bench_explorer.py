@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from vasomim.explorer import Explorer, ExplorerState, explore, open_image, render
 
 MOVES = {"progress": lambda s, i: dict(progress=i / 100), "draw": lambda s, i: dict(draw=i), "mask ratio": lambda s, i: dict(mask_ratio=0.3 + i / 100), "eta": lambda s, i: dict(eta=i / 100),
-         "percentile": lambda s, i: dict(percentile=90 + i / 10), "largest scale": lambda s, i: dict(sigmas=tuple(np.arange(1, 3 + i % 4).tolist())), "phantom": lambda s, i: dict(phantom=i)}
+         "percentile": lambda s, i: dict(percentile=90 + i / 10), "scales": lambda s, i: dict(sigmas=(1, 2, 3, 4 + i / 10)), "phantom": lambda s, i: dict(phantom=i)}
 
 
 def main():

@@ -36,7 +36,7 @@ call("notebooks are clean", bin_dir / "nbdev_clean"); unchanged(before, "nbdev_c
 call("package is exported", bin_dir / "nbdev_export"); unchanged(before, "nbdev_export")
 call("README is up to date", sys.executable, "tests/make_readme.py", "--check")
 workers = min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-call("notebooks of the library", bin_dir / "nbdev_test", "--path", "nbs/lib", "--n_workers", str(workers), "--timing", OMP_NUM_THREADS="1", MPLBACKEND="Agg")
+call("notebooks of the library", bin_dir / "nbdev_test", "--n_workers", str(workers), "--timing", OMP_NUM_THREADS="1", MPLBACKEND="Agg")
 count = sum("default_exp" in p.read_text(encoding="utf-8") for p in root.glob("nbs/lib/*.ipynb"))
 out = call("processes", sys.executable, "-m", "pytest", "-q", "--durations=8", "tests")
 passed = re.search(r"(\d+) passed", out)

@@ -26,22 +26,18 @@ def close(a, b):
 
 
 def test_compiled_and_plain_runs_resume_each_other(work, packed, whole, fast_compile):
-    short = dict(data_dir=str(packed), epochs=2, keep=4)
-    compiled = train(work / "compiled", compile=True, **short)
+    "Plain, then compiled, then plain again; saved at every step, the two newest are kept."
+    compiled = as_after(whole, 8, work / "plain-compiled")
+    train(compiled, data_dir=str(packed), resume=True, compile=True, save_every=0.5, keep=2)
     assert fast_compile == ["MaskedAutoencoder"]
-    assert not any("_orig_mod" in k or k.startswith("module.") for k in weights(compiled, 4))
-    # compiled, then plain
-    mixed = as_after(compiled, 2, work / "compiled-plain")
-    train(mixed, resume=True, **short)
-    close(weights(mixed, 4), weights(compiled, 4))
-    # plain, then compiled
-    back = as_after(whole, 10, work / "plain-compiled")
-    train(back, data_dir=str(packed), compile=True, resume=True)
-    assert len(fast_compile) == 2
-    close(weights(back), weights(whole))
-    # the product has timm's keys in every mode
-    keys = set(timm.create_model(MODEL, img_size=TINY["img_size"], num_classes=0).state_dict())
-    for run in (compiled, mixed, back, whole): assert set(load_file(run / "encoder" / "model.safetensors")) == keys
+    assert sorted(f.name for f in (compiled / "checkpoints").iterdir()) == ["step-00000011.pt", "step-00000012.pt"]
+    close(weights(compiled), weights(whole))
+    plain = as_after(compiled, 11, work / "compiled-plain")
+    train(plain, data_dir=str(packed), resume=True)
+    assert len(fast_compile) == 1
+    close(weights(plain), weights(whole))
+    keys = set(timm.create_model(MODEL, img_size=TINY["img_size"], num_classes=0).state_dict())       # the product has timm's keys in every mode
+    for run in (compiled, plain, whole): assert set(load_file(run / "encoder" / "model.safetensors")) == keys
 
 
 def test_every_checkpoint_loads_with_weights_only(whole):
@@ -61,21 +57,18 @@ def test_timm_loads_the_encoder_and_it_is_the_trained_one(whole):
     assert same_weights(encoder.state_dict(), trained)
 
 
-def test_kept_checkpoints_and_foreign_weights(work, packed):
-    "Saved at every step, two are kept; the prefixed weights of other codes start a run, all of their tensors or none."
+def test_weights_of_other_codes_are_taken_whole_or_refused(work, whole):
+    "Prefixes of wrappers are known; of foreign names none is taken, and the network stays as it was."
     from vasomim.core import InputError
-    run = train(work / "kept", data_dir=str(packed), epochs=2, save_every=0.5, keep=2)
-    assert sorted(f.name for f in (run / "checkpoints").iterdir()) == ["step-00000003.pt", "step-00000004.pt"]
-    state = weights(run, 4)
-    torch.save({"model": {f"backbone.{k}": v for k, v in state.items()}}, work / "foreign.pt")
     from vasomim.pretrain import PretrainConfig
     from vasomim.training.loop import initialise
     from vasomim.training.method import find_method
     method = find_method("vasomim")(PretrainConfig(**TINY))
-    fresh = {k: v.clone() for k, v in method.state_dict().items()}
-    with pytest.raises(InputError, match=rf"foreign.pt: 0 of the model's {len(method.encoder.state_dict())} tensors"): initialise(method, work / "foreign.pt")
+    fresh, count, trained = {k: v.clone() for k, v in method.state_dict().items()}, len(method.encoder.state_dict()), load_file(whole / "encoder" / "model.safetensors")
+    torch.save({"model": {f"backbone.{k}": v for k, v in trained.items()}}, work / "foreign.pt")
+    with pytest.raises(InputError, match=f"foreign.pt: 0 of the model's {count} tensors"): initialise(method, work / "foreign.pt")
     assert same_weights(fresh, method.state_dict())
-    torch.save({"epoch": 3, "model": {f"module._orig_mod.{k}": v for k, v in method.encoder.state_dict().items()}}, work / "encoder.pt")
-    with torch.no_grad(): method.encoder.cls_token.add_(1)
-    assert initialise(method, work / "encoder.pt") == len(method.encoder.state_dict()) and same_weights(fresh, method.state_dict())
-    assert initialise(method, run / "checkpoints" / "step-00000004.pt") == len(state) and same_weights(state, method.state_dict())
+    torch.save({"epoch": 3, "model": {f"module._orig_mod.{k}": v for k, v in trained.items()}}, work / "prefixed.pt")
+    assert initialise(method, work / "prefixed.pt") == count and same_weights(method.encoder.state_dict(), trained)
+    state = weights(whole)
+    assert initialise(method, whole / "checkpoints" / f"step-{STEPS:08d}.pt") == len(state) and same_weights(state, method.state_dict())

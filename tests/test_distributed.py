@@ -1,12 +1,13 @@
 """Two processes compute what one computes, whoever starts them and wherever they take over."""
 import csv
+import io
 import sys
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
-import torch
 
-from conftest import ROOT, STEPS, TINY, as_after, board_steps, finished, job, train, weights
+from conftest import STEPS, TINY, as_after, board_steps, finished, flags, job, train, weights
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 
@@ -35,9 +36,10 @@ def jobs(work, packed, whole):
     halfway = as_after(whole, 6, work / "one-two")
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "vasomim.pretrain")
     started = dict(two=job(work, *torchrun, **TINY, data_dir=packed, run_dir=work / "two", keep=STEPS),
-                   one_two=job(work, *torchrun, **TINY, data_dir=packed, run_dir=halfway, resume=True),
-                   five=job(work, **{**TINY, "batch_size": 4, "epochs": 2}, phantoms=5, cache_dir=work / "packed-five", run_dir=work / "five", nproc=2))
-    return {name: finished(process) for name, process in started.items()}
+                   one_two=job(work, *torchrun, **TINY, data_dir=packed, run_dir=halfway, resume=True))
+    told = io.StringIO()
+    with redirect_stdout(told): train(work / "five", batch_size=4, epochs=2, phantoms=5, cache_dir=str(work / "packed-five"), nproc=2)      # starts its processes itself
+    return dict({name: finished(process) for name, process in started.items()}, five=(0, told.getvalue()))
 
 
 def test_two_processes_equal_one(jobs, work, whole):
@@ -46,8 +48,6 @@ def test_two_processes_equal_one(jobs, work, whole):
     assert "2 process(es)" in told and "1 thread(s) each" in told and told.count("step 3/12 ") == 1      # only the first process speaks
     assert_equal_runs(work / "two", whole)
     assert board_steps(work / "two") == list(range(1, STEPS + 1))
-    ours, one = ({k: v for k, v in torch.load(r / "checkpoints" / "step-00000012.pt", weights_only=True).items()} for r in (work / "two", whole))
-    assert ours["method"].keys() == one["method"].keys()       # no prefix of a wrapper
 
 
 def test_accumulation_equals_one_large_batch(work, packed, whole):
@@ -77,7 +77,6 @@ def test_five_images_for_two_processes_and_batches_of_four(jobs, work):
 def test_fewer_images_than_a_batch_are_refused(work, capfd):
     from vasomim.pretrain import main
     options = dict(TINY, batch_size=8, phantoms=3, cache_dir=work / "packed-three", run_dir=work / "three")
-    from conftest import flags
     assert main(flags(**options)) == 2
     lines = [l for l in capfd.readouterr().err.splitlines() if l.startswith("error:")]
     assert len(lines) == 1 and "batch_size=8 is larger than the 3 images" in lines[0]

@@ -132,7 +132,7 @@ class _Layout:
         self.text = w.Textarea(rows=7, layout=w.Layout(width="auto"))
         button = lambda label, tip: w.Button(description=label, tooltip=tip, layout=w.Layout(width="auto", align_self="flex-start"))
         self.load = button("load this text", "read the settings from the text field")
-        self.redraw, self.reset = button("new draw", "draw another mask"), button("back to the defaults", "all settings as pre-training has them")
+        self.redraw, self.reset = button("new draw", "draw another mask"), button("back to the start", "all settings as they were at first")
         for name, widget in dict(message=self.message, numbers=self.numbers, settings=self.text, load=self.load, redraw=self.redraw, reset=self.reset).items(): widget.add_class(f"explorer-{name}")
         for name, widget in self.images.items(): widget.add_class(f"panel-{name}")
         self.widget = self._arrange(w)
@@ -223,10 +223,11 @@ class Explorer(_Display):
         super().__init__(size)
         self.size, self.segmentor, self.cache, self.state, self.panels, self.files, self.loading = size, segmentor, Cache(), None, None, [], False
         self.show(make_state(**values))
+        first = self.state
         for name, control in self.controls.items(): control.observe(partial(self._moved, name), "value")
         self.load.on_click(lambda _: self._attempt(lambda: read_text(self.text.value, self.state)))
         self.redraw.on_click(lambda _: self._attempt(lambda: (replace(self.state, draw=self.state.draw + 1), [])))
-        self.reset.on_click(lambda _: self._attempt(lambda: (ExplorerState(), [])))
+        self.reset.on_click(lambda _: self._attempt(lambda: (first, [])))
 
     def _repr_mimebundle_(self, **options): return self.widget._repr_mimebundle_(**options)
 
