@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from conftest import STEPS, TINY, as_after, same_weights, train, weights
 
-MODEL = "vit_tiny_patch16_224"
+MODEL = TINY["model"]
 
 
 @pytest.fixture

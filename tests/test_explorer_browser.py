@@ -67,7 +67,8 @@ def page(lab):
         page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext")
         page.evaluate("async () => { const w = window.jupyterapp.shell.currentWidget; await w.context.ready; await w.sessionContext.ready; }")
         page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
-        page.wait_for_selector(".panel-mask[src], .panel-mask img[src]")
+        page.wait_for_selector(".panel-mask[src], .panel-mask img[src], .jupyter-widgets-error-widget")
+        assert page.locator(".jupyter-widgets-error-widget").count() == 0, "a widget failed in the browser"
         yield page
         browser.close()
 

@@ -63,7 +63,7 @@ def test_no_float64_on_the_way_of_a_training_step(work, packed, preset):
     from vasomim.training.loop import Trainer
     from vasomim.training.method import find_method
     from vasomim.training.run import RunFolder
-    small = dict(TINY, model="vit_tiny_patch16_224", epochs=2, clip_grad=1.0, log_every=10)
+    small = dict(TINY, epochs=2, clip_grad=1.0, log_every=10)
     with NoDouble(), join("cpu", 1) as place:
         with pytest.raises(AssertionError, match="made a torch.float64"): torch.ones(2).double()
         config = PretrainConfig(**{**small, "preset": preset})

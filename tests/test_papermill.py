@@ -8,7 +8,7 @@ import pytest
 
 from conftest import ROOT, TINY, environment, finished
 
-JOB = dict({k: v for k, v in TINY.items() if k not in ("base_lr", "save_every")}, epochs=2, batch_size=4, nproc=1)
+JOB = dict({k: v for k, v in TINY.items() if k not in ("model", "base_lr", "save_every")}, epochs=2, batch_size=4, nproc=1)
 
 
 def papermill(cwd, out, **parameters):

@@ -114,7 +114,7 @@ def captions(panels: Panels) -> dict[str, str]:
     bar = lambda top: f'0 <span style="display:inline-block;width:64px;height:9px;background:linear-gradient(90deg,#00224e,#575d6d,#a59c74,#fee838)"></span> {top:.2g}'
     a, b, c, d = map(square, MASK_COLOURS.values())
     px = lambda x: "{1} × {0} px".format(*x.shape[-2:])
-    text = dict(image=("<b>I</b>, image", px(panels.image)), vesselness=(f"<b>vesselness</b>, {s.vesselness}", bar(np.percentile(panels.vesselness.numpy(), 99.5))),
+    text = dict(image=("<b>I</b>, image", f"{px(panels.image)}, from {px(panels.vesselness)}"), vesselness=(f"<b>vesselness</b>, {s.vesselness}", bar(np.percentile(panels.vesselness.numpy(), 99.5))),
                 vessels=("<b>B</b>, extractor", f"brightest {100 - s.percentile:.3g} %, grown"), probability=("<b>M</b>, segmentor", bar(1.0)),
                 guidance=(f"<b>G</b> = η B + (1 − η) M, η = {s.eta:g}", bar(1.0)), distribution=(f"<b>f(g)</b>, one value a patch", bar(float(f.max())) + f", even: {1 / f.shape[1]:.2g}"),
                 mask=(f"<b>mask</b>, γ = {s.mask_ratio:g}", f"{b}{a} hidden {d}{c} visible; colour: vessel"), masked=("<b>masked image</b>", f"what the encoder sees, P = {s.patch_size} px"))
@@ -126,7 +126,7 @@ class _Layout:
     def __init__(self, size: int):
         w, px = _ipywidgets(), f"{size}px"
         self.controls = _controls(w)
-        self.images = {k: w.Image(format="png", tooltip=PANELS[k], width=size, height=size, layout=w.Layout(width=px, height=px, margin="0")) for k in PANELS}
+        self.images = {k: w.Image(format="png", width=size, height=size, layout=w.Layout(width=px, height=px, margin="0")) for k in PANELS}
         self.captions = {k: w.HTML(layout=w.Layout(width=px, height="38px", margin="0 0 2px 0")) for k in PANELS}
         self.message, self.numbers = w.HTML(), w.HTML()
         self.text = w.Textarea(rows=7, layout=w.Layout(width="auto"))

@@ -7,6 +7,7 @@ __all__ = ['MASK_COLOURS', 'PANELS', 'Cache', 'Panels', 'explore', 'vessel_patch
 
 # %% ../nbs/lib/60b_explorer_panels.ipynb #a5c21399
 import hashlib
+import io
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
@@ -77,7 +78,7 @@ def explore(image: torch.Tensor,          # (1, H, W) float in [0, 1], vessels d
            ) -> Panels:
     "All stations from a picture to its mask. Raises `InputError` for a bad picture or when nothing (or everything) would be masked."
     if not torch.is_tensor(image) or image.ndim != 3 or image.shape[0] != 1: raise InputError(f"image: expected a (1, H, W) tensor, got {tuple(getattr(image, 'shape', ())) or type(image).__name__}")
-    s, keep, segmentor = state, cache or Cache(), segmentor or _shipped_segmentor()
+    image, s, keep, segmentor = image.detach().cpu(), state, cache or Cache(), segmentor or _shipped_segmentor()
     origin = hashlib.blake2b(np.ascontiguousarray(image.numpy()), digest_size=12).digest(), tuple(image.shape)
     filtered = (*origin, s.vesselness, s.sigmas)
     found = (*filtered, s.percentile, s.grow, s.border)
@@ -168,9 +169,17 @@ def titles(panels: Panels) -> dict[str, str]:
     s, n = panels.state, panels.numbers
     return {**PANELS, "vesselness": f"{s.vesselness}, {len(s.sigmas)} scale{'s' * (len(s.sigmas) > 1)}", "guidance": f"G = {s.eta:g} B + {round(1 - s.eta, 3):g} M", "mask": f"mask, {n['masked']} of {n['patches']}"}
 
-def render(panels: Panels, size: int = 240, columns: int = 4, gap: int = 8) -> bytes:
+def render(panels: Panels,
+           size: int = 240,             # pixels: side of a panel
+           columns: int = 4,
+           colours: int | None = None,  # of a palette, up to 256, for pictures that are kept: half the bytes
+           gap: int = 8) -> bytes:
     "All panels with their titles as one PNG: a contact sheet."
     tiles = [np.concatenate([_title(text, size), picture(panels, name, size)]) for name, text in titles(panels).items()]
     tiles = [np.pad(t, ((0, gap), (gap // 2, gap // 2), (0, 0)), constant_values=255) for t in tiles]
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
-    return png(np.concatenate([np.concatenate(tiles[i:i + columns], 1) for i in range(0, len(tiles), columns)]))
+    sheet = np.concatenate([np.concatenate(tiles[i:i + columns], 1) for i in range(0, len(tiles), columns)])
+    if colours is None: return png(sheet)
+    with io.BytesIO() as file:
+        Image.fromarray(sheet).quantize(colours, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        return file.getvalue()
