@@ -221,6 +221,8 @@ class Trainer:
 def board(folder, step: int):
     "TensorBoard writer that hides what an earlier attempt wrote after `step`."
     from torch.utils.tensorboard import SummaryWriter    # slow to import, and only the first process needs it
+    seconds = [int(p.name.split(".")[3]) for p in Path(folder).glob("events.out.tfevents.*")]
+    if seconds and max(seconds) >= int(time.time()): time.sleep(1.1)    # files are read in the order of the seconds in their names
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 # %% ../../nbs/lib/45_training.loop.ipynb #d3cfd4ae
