@@ -69,7 +69,7 @@ def lowest(keys: torch.Tensor, # (B, N) float32
     if keys.device.type == "cpu":
         x = keys.numpy()
         chosen = x <= np.partition(x, count - 1, axis=1)[:, count - 1:count]
-        if not exact or (chosen.sum(1) == count).all(): return torch.from_numpy(chosen)
+        if not exact or np.count_nonzero(chosen) == count * len(x): return torch.from_numpy(chosen)    # no row has fewer than `count`
     chosen = torch.zeros_like(keys, dtype=torch.bool)
     return chosen.scatter_(1, keys.topk(count, dim=1, largest=False, sorted=False).indices, True)
 
@@ -99,14 +99,14 @@ class GuidedSampler(MaskSampler):
         return self.beta_start + progress * (self.beta_end - self.beta_start)
 
     def draw(self, weights, progress, count, generator):
-        first, second = uniform(len(weights), 2, weights.shape[1], generator=generator, device=weights.device).unbind(1)
+        first, second = (uniform(*weights.shape, generator=generator, device=weights.device) for _ in range(2))
         k = int(count * self.beta(progress))
         if k:
-            some = weights > 0
-            race = first.log().neg_()       # standard exponential
-            if self.weighting == "f": race /= weights / weights.amax(1, keepdim=True).clamp_min(1e-38)     # relative to the largest: nothing over- or underflows
-            guided = lowest(race.masked_fill(~some, math.inf), k, exact=False) & some      # fewer where fewer hold vessel
-            second = second.masked_fill(guided, -1)
+            some = weights.bool()
+            rates = weights / weights.amax(1, keepdim=True).clamp_min(1e-38) if self.weighting == "f" else some      # relative to the largest: nothing over- or underflows
+            race = first.log_().neg_().div_(rates)         # standard exponentials over rates; infinite where the rate is zero
+            guided = lowest(race, k, exact=False) & some   # fewer where fewer hold vessel
+            second.add_(guided, alpha=-2)
         return lowest(second, count)
 
 # %% ../nbs/lib/30_masking.ipynb #ac964939
