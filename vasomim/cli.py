@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'ExtractOptions', 'extract', 'PhantomCommand', 'phantoms', 'pretrain_and_draw', 'main']
 
-# %% ../nbs/lib/70_cli.ipynb #7fbd7496
+# %% ../nbs/lib/70_cli.ipynb #3e20d91c
+import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ def pretrain_and_draw(arguments: list[str]):
     "`vasomim pretrain`: trains, then draws the pictures of the run."
     from vasomim.pretrain import parse, pretrain
     run = pretrain(parse(arguments, "vasomim pretrain"))
+    if "matplotlib" not in sys.modules: os.environ["MPLBACKEND"] = "Agg"    # a notebook's backend, inherited, may not exist here
     from vasomim.figures import draw_run
     draw_run(run); print(f"pictures: {run / 'pictures'}")
 
