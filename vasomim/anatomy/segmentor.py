@@ -52,9 +52,12 @@ class Segmentor(nn.Module):
 
     def forward(self, images):
         _check_images(images)
-        x, crop = _pad(images.float(), self.net.stride)
-        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        return self.net(x)[(..., *crop)].float()
+        return self.see_normalized((images.float() - self.mean) / self.std)
+
+    def see_normalized(self, x):
+        "Logits for `(B, 3, H, W)` that is normalised already and may leave the range of images: a network's prediction."
+        x, crop = _pad(x, self.net.stride)
+        return self.net(x.contiguous(memory_format=torch.channels_last))[(..., *crop)].float()
 
 # %% ../../nbs/lib/23_anatomy.segmentor.ipynb #8265dfa8
 def _check_images(images):

@@ -10,7 +10,6 @@ import torch
 from ..core import InputError
 from ..anatomy.guidance import co_guidance
 from ..anatomy.guidance import patch_distribution
-from ..anatomy.segmentor import _pad
 from ..anatomy.segmentor import load_segmentor
 from ..losses import consistency_loss
 from ..losses import reconstruction_loss
@@ -54,9 +53,7 @@ class VasoMIM(MAE):
     def seen_in(self, patches: torch.Tensor) -> torch.Tensor:
         "Logits of the segmentor for predicted patches in units of the normalised image: S(I')."
         whole = unpatchify(patches, self.mae.patch_size, self.mae.size)
-        if self.mae.in_chans == 1: return self.segmentor(self.mae.denormalize(whole))
-        x, crop = _pad(whole, self.segmentor.net.stride)     # the same mean and std as the segmentor's
-        return self.segmentor.net(x.contiguous(memory_format=torch.channels_last))[(..., *crop)].float()
+        return self.segmentor.see_normalized(whole) if self.mae.in_chans == 3 else self.segmentor(self.mae.denormalize(whole))
 
     def forward(self, batch: Batch, progress: float) -> dict:
         original, f = self.anatomy(batch)
