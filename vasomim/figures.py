@@ -96,8 +96,11 @@ def save_figure(fig: Figure, path, table: pd.DataFrame | None = None, **provenan
 
 # %% ../nbs/lib/60_figures.ipynb #4649e9be
 def draw_run(run) -> list[Path]:
-    "All pictures of a run into its folder `pictures/`."
-    run, out = Path(run), []
-    for name, draw in dict(losses=plot_losses, vessel_share=plot_vessel_share, guidance=plot_guidance, reconstructions=plot_reconstructions).items():
-        out.append(save_figure(draw(run), run / "pictures" / f"{name}.png"))
-    return out
+    "All pictures that a run has the numbers for, into its folder `pictures/`: curves of any method, masks and reconstructions of those that keep them."
+    run = Path(run)
+    draw = dict(losses=plot_losses)
+    if "vessel_share" in read_metrics(run): draw["vessel_share"] = plot_vessel_share
+    maps = read_pictures(run) if (run / "pictures" / "pictures.npz").is_file() else {}
+    if "masking_ratio" in maps: draw["guidance"] = plot_guidance
+    if "reconstruction" in maps: draw["reconstructions"] = plot_reconstructions
+    return [save_figure(plot(run), run / "pictures" / f"{name}.png") for name, plot in draw.items()]
