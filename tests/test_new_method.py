@@ -30,7 +30,7 @@ class Filling(Method):
         super().__init__()
         self.options = method_options(Filling, config.options)
         self.backbone = create_encoder(config.model, config.img_size, config.in_chans)
-        self.views, self.recipe = (View(size=tuple(self.backbone.patch_embed.img_size), vessels=False),), Recipe(base_lr=config.base_lr)
+        self.views, self.recipe = (View(size=tuple(self.backbone.patch_embed.img_size), vessels=False),), Recipe(lr=config.lr)
         self.sampler, self.paint = make_sampler(config.masking, mask_ratio=config.mask_ratio), nn.Parameter(torch.zeros(()))
         ph, pw = self.backbone.patch_embed.patch_size
         self.head = nn.Linear(self.backbone.embed_dim, ph * pw)

@@ -34,7 +34,7 @@ def _dice(logits, target):
 
 CONSISTENCY = dict(
     cross_entropy=F.binary_cross_entropy_with_logits,
-    kl=lambda logits, target: F.binary_cross_entropy_with_logits(logits, target) - F.binary_cross_entropy(target, target),
+    kl=lambda logits, target: F.binary_cross_entropy_with_logits(logits, target) - (torch.special.entr(target) + torch.special.entr(1 - target)).mean(),
     mse=lambda logits, target: F.mse_loss(logits.sigmoid(), target),
     l1=lambda logits, target: F.l1_loss(logits.sigmoid(), target),
     dice=_dice)

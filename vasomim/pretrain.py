@@ -92,7 +92,8 @@ class PretrainConfig(TrainingConfig):
     decoder_depth: int = 4
     decoder_heads: int = 6
     # optimisation (AdamW)
-    base_lr: float = 8e-3         # for 256 images, scaled with the batch size; this one suits batches of about 16, the paper's size has 1.5e-4
+    lr: float = 5e-4              # peak learning rate, whatever the batch
+    base_lr: float | None = None  # peak for 256 images, scaled with the batch size (the paper's rule, 1.5e-4 there); takes the place of lr
     min_lr: float = 0.0           # at the end of the cosine
     warmup_epochs: float = 2.0    # linear ramp from 0
     weight_decay: float = 0.05    # not on biases and norms
@@ -107,7 +108,8 @@ class PretrainConfig(TrainingConfig):
             value = getattr(self, name)
             if not (value >= low and (high is None or value <= high)): raise InputError(f"{name}={value}: must be at least {low}" + ("" if high is None else f" and at most {high}"))
         if not 0 < self.mask_ratio < 1: raise InputError(f"mask_ratio={self.mask_ratio}: must lie between 0 and 1, both excluded (the paper uses 0.5)")
-        if not self.base_lr > 0: raise InputError(f"base_lr={self.base_lr}: must be positive")
+        for name in ("lr", "base_lr"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0: raise InputError(f"{name}={getattr(self, name)}: must be positive")
         if self.in_chans not in (1, 3): raise InputError(f"in_chans={self.in_chans}: must be 1 or 3")
         if self.warmup_epochs >= self.epochs and self.epochs > 1: raise InputError(f"warmup_epochs={self.warmup_epochs}: must be less than epochs={self.epochs}")
         if self.progress not in ("epoch_end", "epoch_start", "step"): raise unknown_name("progress", self.progress, ["epoch_end", "epoch_start", "step"])
@@ -135,7 +137,10 @@ def preset_values(name: str) -> dict:
 def _fill_from_preset(init):
     "A constructor in which the preset stands behind what is given, and the defaults behind the preset."
     @wraps(init)
-    def filled(self, **given): init(self, **{**preset_values(given.get("preset", "vasomim")), **given})
+    def filled(self, **given):
+        values = {**preset_values(given.get("preset", "vasomim")), **given}
+        if "lr" in given and "base_lr" not in given: values["base_lr"] = None      # a given lr takes the place of the preset's rule
+        init(self, **values)
     return filled
 
 PretrainConfig.__init__ = _fill_from_preset(PretrainConfig.__init__)

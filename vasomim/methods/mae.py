@@ -30,7 +30,7 @@ class MAE(Method):
         self.norm_pix, self.sampler = config.norm_pix, make_sampler(config.masking, **self.sampler_options(config))
         self.masked = masked_count(self.mae.grid[0] * self.mae.grid[1], config.mask_ratio)
         self.views = (View(size=self.mae.size, scale=tuple(config.crop_scale), vessels=True),)
-        self.recipe = Recipe(base_lr=config.base_lr, min_lr=config.min_lr, warmup=min(config.warmup_epochs / config.epochs, 0.99), weight_decay=config.weight_decay,
+        self.recipe = Recipe(config.base_lr, lr=config.lr if config.base_lr is None else None, min_lr=config.min_lr, warmup=min(config.warmup_epochs / config.epochs, 0.99), weight_decay=config.weight_decay,
                              betas=tuple(config.betas), clip_grad=config.clip_grad)
 
     def sampler_options(self, config) -> dict:

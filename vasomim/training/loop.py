@@ -171,7 +171,7 @@ class Trainer:
             self.run.status(state="failed", step=step, reason="loss is not finite")
         newest = [f.name for f in self.run.checkpoints.files()[:1]]
         raise InputError(f"the loss of step {step + 1} (epoch {row['epoch']}) is {row['loss']}{note}. Last good checkpoint: {newest[0] if newest else 'none'}. "
-                         "Lower base_lr, raise warmup_epochs, or set precision='fp32'")
+                         "Lower the learning rate, raise warmup_epochs, or set precision='fp32'")
 
     # --- the run -----------------------------------------------------------------------------------------------
     def fit(self) -> int:

@@ -48,7 +48,8 @@ class Batch:
 @dataclass(frozen=True)
 class Recipe:
     "Optimisation recipe of a method (AdamW): rules of batch size and progress. The defaults are MAE's."
-    base_lr: float = 1.5e-4       # for lr_unit images
+    base_lr: float = 1.5e-4       # for lr_unit images, scaled linearly with the batch
+    lr: float | None = None       # peak for any batch; takes the place of base_lr
     lr_unit: int = 256
     min_lr: float = 0.0
     warmup: float = 0.05          # share of training
@@ -59,7 +60,7 @@ class Recipe:
 
     def learning_rate(self, batch_size: int) -> float:
         "Peak learning rate for a global batch."
-        return self.base_lr * batch_size / self.lr_unit
+        return self.base_lr * batch_size / self.lr_unit if self.lr is None else self.lr
 
     def lr_at(self, progress: float, batch_size: int) -> float:
         "Learning rate at `progress` in [0, 1]."
