@@ -225,6 +225,8 @@ def pretrain(config: PretrainConfig) -> Path:
             run.prepare(config); print(f"run folder: {run.path}", flush=True)
             print(f"data: {Path(config.data_dir).expanduser().resolve() if config.data_dir else f'{config.phantoms} phantoms'}", flush=True)
         data = open_packed(place.share(str(prepare_data(config).folders[0]) if place.first else None))
+        if config.masking == "guided" and data.info["extractor"] is None:
+            raise InputError(f"{data.folders[0]}: packed without vessel masks, which masking='guided' needs; pack it with an extractor, or give the folder of images as data_dir")
         if place.first: run.remember_data(dict(fingerprint=data.info["fingerprint"], images=len(data), size=list(data.size), left_out=data.info["bad"]))
         if config.segmentor == "train":
             at = prepare_segmentor(config, data, run).segmentor if place.first else None

@@ -7,6 +7,7 @@ __all__ = ['METHOD', 'MAE', 'spread']
 
 # %% ../../nbs/lib/46_methods.mae.ipynb #988b0e7b
 import torch
+from ..core import InputError
 from ..losses import normalize_patches
 from ..losses import reconstruction_loss
 from ..mae import MaskedAutoencoder
@@ -25,6 +26,8 @@ class MAE(Method):
 
     def __init__(self, config):
         super().__init__()
+        if config.masking == "guided" and type(self).weights is MAE.weights:
+            raise InputError("masking='guided' with method='mae': MAE knows no anatomy; use method='vasomim' (with consistency='none' for masks alone)")
         self.mae = MaskedAutoencoder(config.model, config.img_size, config.in_chans, config.decoder_dim, config.decoder_depth, config.decoder_heads,
                                      **({"patch_size": config.patch_size} if config.patch_size else {}))
         self.norm_pix, self.sampler = config.norm_pix, make_sampler(config.masking, **self.sampler_options(config))
