@@ -70,7 +70,7 @@ class MAE(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, progress: float) -> dict:
-        "image, masked, reconstruction (as predicted), pasted (visible patches put back), error, and how often each patch is masked."
+        "image, masked, reconstruction (as predicted), pasted (visible patches put back) and error."
         images, weights = batch.images["image"], self.weights(batch)
         mask = self.sampler(weights, progress, batch.random)
         pred, target, mean, scale = self.predict(images, mask)
