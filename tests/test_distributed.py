@@ -86,7 +86,7 @@ def test_fewer_images_than_a_batch_are_refused(work, capfd):
 
 def test_no_two_of_32_masks_and_crops_are_equal(work):
     "16 copies of one picture, 2 processes, batches of 8, 2 epochs."
-    from vasomim.data.packed import pack
+    from vasomim.data.packing import pack
     from vasomim.data.phantom import phantom
     from vasomim.data.sources.base import Record, Source, fingerprint
     from vasomim.anatomy.extract import extract_vessels

@@ -99,7 +99,12 @@ def _flags(options, name: str, arguments: list[str]):
     import tyro
     return tyro.cli(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(options), prog=f"vasomim {name}", args=arguments)
 
+def _data(arguments: list[str]):
+    from vasomim.cli_data import data_command
+    return data_command(arguments)
+
 COMMANDS = {
+    "data": ("data sets: list, fetch, show, pack, join", _data),
     "pretrain": ("pre-train an encoder on angiograms or phantoms", pretrain_and_draw),
     "extract": ("vessel masks of a folder of angiograms", lambda arguments: extract(_flags(ExtractOptions, "extract", arguments))),
     "phantom": ("simulated angiograms with masks and segments", lambda arguments: phantoms(_flags(PhantomCommand, "phantom", arguments))),
@@ -115,7 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
     if name == "--version": print(vasomim.__version__); return 0
     if name not in COMMANDS: print(f"error: {unknown_name('command', name, COMMANDS)}", file=sys.stderr); return 2
     from vasomim.pretrain import run_job
-    return run_job(lambda: COMMANDS[name][1](rest))
+    try: return run_job(lambda: COMMANDS[name][1](rest))
+    except KeyboardInterrupt: print("stopped; what was finished is kept, and the same command goes on with it where it can", file=sys.stderr); return 130
 
 # %% ../nbs/lib/70_cli.ipynb #3f3dc245
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

@@ -21,7 +21,7 @@ from .method import View
 # %% ../../nbs/lib/41_training.batches.ipynb #e486bff0
 class Batches:
     """Batches of a packed dataset for one process.
-    data: anything with `len`, `size`, `images(ids)` (B, 1, H, W) uint8 and `vessels(ids)` (B, 1, H, W) bool; batch_size: global, over all processes and accumulation steps."""
+    data: anything with `len`, `size`, `order(rng)` of an epoch, `images(ids)` (B, 1, H, W) uint8 and `vessels(ids)` (B, 1, H, W) bool, on any device; batch_size: global, over all processes and accumulation steps."""
 
     def __init__(self, data, views: tuple[View, ...], batch_size: int, seed: int = 0, world: int = 1, rank: int = 0, accumulate: int = 1, device="cpu"):
         if batch_size < 1: raise InputError(f"batch_size={batch_size}: must be at least 1")
@@ -37,7 +37,7 @@ class Batches:
         "Rows of the dataset in the global batch of a step."
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(len(self.data))
+            self._order = epoch, self.data.order(np.random.default_rng(derive_seed(self.seed, "order", epoch)))
         return self._order[1][place * self.batch_size:(place + 1) * self.batch_size]
 
     def _read(self, step: int, part: int):
@@ -45,7 +45,7 @@ class Batches:
         ids = self.ids(step)[start:start + self.rows]
         tensors = [torch.from_numpy(np.ascontiguousarray(ids)), self.data.images(ids)]
         if any(v.vessels for v in self.views): tensors.append(self.data.vessels(ids))
-        return [t.pin_memory() for t in tensors] if self.device.type == "cuda" else tensors
+        return [t.pin_memory() if t.device.type == "cpu" else t for t in tensors] if self.device.type == "cuda" else tensors
 
     def __call__(self, step: int, part: int = 0, ahead: bool = True) -> Batch:
         "The batch of this process for accumulation step `part`; the next one is read meanwhile."

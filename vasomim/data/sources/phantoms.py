@@ -5,20 +5,37 @@
 # %% auto #0
 __all__ = ['phantom_source']
 
-# %% ../../../nbs/lib/07_data.sources.phantoms.ipynb #c71d526b
+# %% ../../../nbs/lib/07_data.sources.phantoms.ipynb #58139e05
+from functools import lru_cache
 from functools import partial
+import numpy as np
 import torch
 from ...core import InputError
 from ...core import derive_seed
+from ..phantom import Phantom
 from ..phantom import phantom
 from .base import Record
 from .base import Source
 from .base import fingerprint
 
-# %% ../../../nbs/lib/07_data.sources.phantoms.ipynb #3e51a33f
+# %% ../../../nbs/lib/07_data.sources.phantoms.ipynb #758d5b81
+@lru_cache(4)     # the image and its labels are asked for one after the other
+def _drawn(seed: int, size, options: tuple) -> Phantom: return phantom(seed, size=size, **dict(options))
+
 def _draw(size, options: tuple, record: Record) -> torch.Tensor:
     "The image of a phantom record."
-    return phantom(record.labels["seed"], size=size, **dict(options)).image
+    return _drawn(record.labels["seed"], size, options).image.clone()
+
+def _stenosis_mask(p: Phantom) -> torch.Tensor:
+    return torch.stack([s.mask.reshape(p.image.shape) for s in p.stenoses]).any(0) if p.stenoses else torch.zeros_like(p.vessels)
+
+_LABELS = {"vessel_mask": lambda p: p.vessels.clone(), "segment_map": lambda p: p.segments.reshape(p.image.shape).to(torch.uint8), "stenosis_mask": _stenosis_mask,
+           "boxes": lambda p: np.array([s.box for s in p.stenoses], np.float32).reshape(-1, 4), "box_names": lambda p: ("stenosis",)*len(p.stenoses),
+           "catheter_mask": lambda p: p.catheter.clone(), "visible": lambda p: p.field.clone()}
+
+def _label(kind: str, size, options: tuple, record: Record):
+    "A label of a phantom record."
+    return _LABELS[kind](_drawn(record.labels["seed"], size, options))
 
 # %% ../../../nbs/lib/07_data.sources.phantoms.ipynb #6f8bce3d
 def phantom_source(count: int,       # number of phantoms, one patient each
@@ -28,10 +45,11 @@ def phantom_source(count: int,       # number of phantoms, one patient each
                    split: str = "",
                    **options,        # of `phantom`
                   ) -> Source:
-    "`count` simulated angiograms; `labels['seed']` of a record is the seed of its phantom. Raises `InputError`."
+    "`count` simulated angiograms with every label; `labels['seed']` of a record is the seed of its phantom. Raises `InputError`."
     if not isinstance(count, int) or count < 1: raise InputError(f"count={count!r}: give the number of phantoms, at least 1")
     options = tuple(sorted(options.items()))
     probe = phantom(seed, size=32, **dict(options)).image     # refuses unknown options now, not after an hour
-    read = partial(_draw, size, options)
-    records = tuple(Record(name, split, f"{i:06d}", patient=f"{i:06d}", labels={"seed": derive_seed(seed, "phantom source", i)}, read=read) for i in range(count))
+    size = size if isinstance(size, int) else tuple(size)
+    read, labels = partial(_draw, size, options), {kind: partial(_label, kind, size, options) for kind in _LABELS}
+    records = tuple(Record(name, split, f"{i:06d}", patient=f"{i:06d}", labels={"seed": derive_seed(seed, "phantom source", i), **labels}, read=read) for i in range(count))
     return Source(name, records, fingerprint("phantoms", count, size, seed, options, (probe*255).round().byte().numpy().tobytes().hex()), licence="simulated, no patient data")
