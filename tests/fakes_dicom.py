@@ -147,6 +147,6 @@ def bad_files(folder):
     add("icon", "no pixel data", PixelData=None, **items(IconImageSequence=dict(Rows=64, Columns=64, SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2", BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0, PixelData=gray()[0].tobytes())))
     add("video", "transfer syntax that nothing", syntax=uid.UID("1.2.840.10008.1.2.4.102"), streams=[b"\0" * 100]); add("lying", "JPEG lossless, but they are JPEG baseline", syntax=uid.JPEGLosslessSV1, streams=encode(gray(), uid.JPEGBaseline8Bit))
     add("palette", "PhotometricInterpretation", PhotometricInterpretation="PALETTE COLOR"); add("huge", "pixels in a frame", Rows=65535, Columns=65535, NumberOfFrames=10**6); add("no_rows", "Rows", Rows=None)
-    add("empty_pixels", "no whole frame", PixelData=b""); add("broken_stream", "cannot be decoded|no such stream", syntax=uid.JPEGBaseline8Bit, streams=[encode(gray(), uid.JPEGBaseline8Bit)[0][:300]])
+    add("empty_pixels", "no whole frame", PixelData=b""); add("broken_stream", "cut off|begins like", syntax=uid.JPEGBaseline8Bit, streams=[encode(gray(), uid.JPEGBaseline8Bit)[0][:300]])
     for name, content, why in (("zero", b"", "0 bytes"), ("text", b"this is no DICOM file", "is not a DICOM file")): (f / f"{name}.dcm").write_bytes(content); out[name] = (f / f"{name}.dcm", why)
     return out

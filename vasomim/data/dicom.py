@@ -156,7 +156,8 @@ def _check_coding(stream: bytes, header: Header) -> str:
     if not allowed: return name
     found, rows, columns, bits = coding(stream)
     if found not in allowed: raise InputError(f"says that its frames are {name}, but they are {found or 'no such stream'}; write the file again with its true transfer syntax")
-    if (rows, columns) != (header.rows, header.columns): raise InputError("has frames of another size than Rows and Columns say")
+    if (rows, columns) != (header.rows, header.columns) or bits > header.allocated: raise InputError("has frames of another size or depth than Rows, Columns and BitsAllocated say")
+    if found != "JPEG 2000" and b"\xff\xd9" not in stream[-64:]: raise InputError("has a frame whose compressed data are cut off")    # decoders would fill it with gray
     return f"{found} with 12 bits" if found == "JPEG extended" and bits > 8 else found
 
 def _plugin(found: str, header: Header):

@@ -23,6 +23,18 @@ from .shards import map_shard
 from .shards import packed_schema
 from .sources.base import fingerprint
 
+# %% ../../nbs/lib/08_data.packed.ipynb #32e0a831
+def _complete(info: dict) -> bool:
+    "Whether packed.json has every field that is read from it, of the right kind."
+    def is_count(x): return type(x) is int and 0 < x < 2**40
+    def is_number(x): return type(x) in (int, float) and 0 <= x <= 1
+    def entries(key, fields): return isinstance(info.get(key), list) and all(isinstance(e, dict) and all(isinstance(e.get(k), t) for k, t in fields.items()) for e in info[key])
+    if "members" in info: return bool(info["members"]) and entries("members", {"path": str, "fingerprint": str})
+    return (all(is_count(info.get(k)) for k in ("height", "width", "count")) and max(info["height"], info["width"]) <= 8192 and all(is_number(info.get(k)) for k in ("mean", "std"))
+            and isinstance(info.get("fingerprint"), str) and isinstance(info.get("extractor", 0), (str, type(None))) and bool(info.get("shards")) and entries("shards", {"file": str, "rows": int})
+            and all(is_count(s["rows"]) and "/" not in s["file"] and "\\" not in s["file"] and "\0" not in s["file"] for s in info["shards"]) and sum(s["rows"] for s in info["shards"]) == info["count"]
+            and all(entries(k, {"id": str, "reason": str}) for k in ("bad", "problems")) and isinstance(info.get("notices"), list) and all(isinstance(n, str) for n in info["notices"]))
+
 # %% ../../nbs/lib/08_data.packed.ipynb #4875eb95
 def _read_info(folder) -> dict:
     "`packed.json` of a folder or an address, checked."
@@ -34,6 +46,7 @@ def _read_info(folder) -> dict:
     except ValueError as error: raise InputError(f"{file}: is damaged ({error}); pack again") from error
     if not isinstance(info, dict) or info.get("format") != "vasomim-packed": raise InputError(f"{file}: does not describe a packed set")
     if info.get("version") != FORMAT: raise InputError(f"{file}: format version {info.get('version')}, this package reads {FORMAT}; pack again")
+    if not _complete(info): raise InputError(f"{file}: is damaged (fields are missing or of another kind); pack again")
     return info
 
 # %% ../../nbs/lib/08_data.packed.ipynb #140cd265
@@ -44,16 +57,18 @@ def _below(folder, name: str):
     scheme, _, path = str(folder).partition("://")
     return f"{scheme}://{posixpath.normpath(f'{path}/{name}')}"
 
-def _members(folder) -> list[tuple]:
+def _members(folder, depth: int = 8) -> list[tuple]:
     "(folder, packed.json) of a set, or of each member of a joined one."
+    if depth == 0: raise InputError(f"{folder}: joined sets lie too deep in each other (or one holds itself); join the packed sets themselves")
     info = _read_info(folder)
     if "members" not in info: return [(folder, info)]
     found = []
     for member in info["members"]:
         place = _below(folder, member["path"])
-        try: found += _members(place)
+        try: inside = _members(place, depth - 1)
         except InputError as error: raise InputError(f"{folder}: its member {member['path']} cannot be opened: {error}. Put it back there, or join the sets again where they are now (vasomim data join)") from error
-        if _identity([i for _, i in _members(place)]) != member["fingerprint"]: raise InputError(f"{folder}: its member {member['path']} is another set than the one that was joined; join again (vasomim data join)")
+        found += inside
+        if _identity([i for _, i in inside]) != member["fingerprint"]: raise InputError(f"{folder}: its member {member['path']} is another set than the one that was joined; join again (vasomim data join)")
     return found
 
 def _identity(infos: list[dict]) -> str:
@@ -115,7 +130,11 @@ class PackedDataset:
         "One row per image: where it comes from, original size, flags. Made anew at each call."
         names = [n for n in self.schema.names if n not in ("image", "vessels")]
         if not self.remote: return self._rows.table(names).to_pandas()
-        return pd.concat([pd.read_parquet(str(_below(f, "provenance.parquet")), columns=names) for f in self.folders], ignore_index=True)
+        def read(file):
+            try: return pd.read_parquet(str(file), columns=names)
+            except FileNotFoundError: raise InputError(f"{file}: missing; copy it back or pack again") from None
+            except Exception as error: raise InputError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error    # every file system has errors of its own
+        return pd.concat([read(_below(f, "provenance.parquet")) for f in self.folders], ignore_index=True)
 
     def describe(self) -> str:
         "Counts for a person: what is inside, from where, what is missing."
@@ -143,12 +162,13 @@ def open_packed(path) -> PackedDataset:
 def join_packed(out, folders) -> PackedDataset:
     "A folder that stands for several packed sets of one size, without copying them; raises `InputError` for sets that do not fit together."
     out, folders = Path(out).expanduser().absolute(), list(folders)
+    if any(not is_remote(f) and Path(f).expanduser().resolve() == out.resolve() for f in folders): raise InputError(f"{out}: is one of the sets to join; give another folder")
     data = PackedDataset(folders)     # refuses what does not fit, before anything is written
     sets = [PackedDataset(f) for f in folders]
     ids = pd.concat([s.provenance.id for s in sets])
     if ids.duplicated().any(): raise InputError(f"{ids[ids.duplicated()].iloc[0]}: is in two of the sets; an image that occurs twice would count twice")
     if out.exists() and any(p.name != "packed.json" for p in out.iterdir()): raise InputError(f"{out}: holds other files; give an empty or new folder")
-    members = [{"path": str(f) if is_remote(f) else Path(os.path.relpath(Path(f).expanduser().absolute(), out)).as_posix(), "fingerprint": s.info["fingerprint"], "count": len(s)} for f, s in zip(folders, sets)]
+    members = [{"path": str(f) if is_remote(f) else Path(os.path.relpath(Path(f).expanduser().resolve(), out.resolve())).as_posix(), "fingerprint": s.info["fingerprint"], "count": len(s)} for f, s in zip(folders, sets)]
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"format": "vasomim-packed", "version": FORMAT, "count": len(data), "members": members}, indent=1, ensure_ascii=False) + "\n"
     part = out/f".packed.json.{os.getpid()}"; part.write_text(text, encoding="utf-8"); os.replace(part, out/"packed.json")

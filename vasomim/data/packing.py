@@ -145,6 +145,16 @@ def _missing(work: Path, shards: int) -> list[int]:
     "Numbers of the shards that are still to be packed."
     return [k for k in range(shards) if not (work/f"shard-{k:05d}.json").is_file()]
 
+def _forget_damaged(work: Path, shards: int, height: int, width: int):
+    "A shard that says it is finished and is not whole (a power cut) is packed again."
+    for k in range(shards):
+        note = work/f"shard-{k:05d}.json"
+        if not note.is_file(): continue
+        try:
+            rows = json.loads(note.read_text(encoding="utf-8"))["rows"]
+            if rows: map_shard(work/f"data-{k:05d}.arrow", rows, packed_schema(height, width))
+        except (InputError, ValueError, KeyError, TypeError): note.unlink(missing_ok=True)
+
 def _pack_shards(source: Source, numbers: list[int], work: Path, rows: int, settings: dict, processes: int, bar):
     "The shards `numbers`, in this process or several."
     part = lambda k: source.records[k*rows:(k + 1)*rows]
@@ -193,7 +203,11 @@ def _side_files(folder: Path, info: dict):
     text = CARD.format(name=info["source"]["name"], description=f"```\n{description}\n```", licence=info["source"]["licence"] or "not stated", citation=info["source"]["citation"] or "not stated", **{k: info[k] for k in ("count", "height", "width", "extractor", "fingerprint")})
     (folder/"README.md").write_text(text, encoding="utf-8")
 
-# %% ../../nbs/lib/08b_data.packing.ipynb #0cbed48b
+# %% ../../nbs/lib/08b_data.packing.ipynb #bf458010
+def _notes(folder: Path) -> list[Path]:
+    "What only packing needs."
+    return [*folder.glob("shard-*.json"), *folder.glob("job.json"), *folder.glob("*.lock"), *folder.glob(".*")]
+
 def _finish(source: Source, out: Path, work: Path, shards: int, head: dict):
     "Counts of all shards together; the work folder becomes the set."
     parts = [json.loads((work/f"shard-{k:05d}.json").read_text(encoding="utf-8")) for k in range(shards)]
@@ -207,13 +221,14 @@ def _finish(source: Source, out: Path, work: Path, shards: int, head: dict):
             "std": float((histogram @ (gray - mean)**2/histogram.sum())**0.5), "content": add_digests(*(p["content"] for p in parts)),
             **{f"{name}s": sum(p["flags"].get(name, 0) for p in parts) for name in FLAG_COLUMNS}, "bad": bad}
     _side_files(work, info)
-    for file in [*work.glob("shard-*.json"), work/"job.json", *work.glob("*.lock"), *work.glob(".*")]: file.unlink(missing_ok=True)
     retired = out.with_name(f".{out.name}.old-{os.getpid()}")
-    if out.exists(): out.rename(retired)
-    try: work.rename(out)
-    except OSError:
-        if retired.exists(): retired.rename(out)
-        raise
+    try:
+        if out.exists(): out.rename(retired)
+        work.rename(out)
+    except OSError as error:
+        if retired.exists() and not out.exists(): retired.rename(out)
+        raise InputError(f"{out}: the finished set cannot be put in its place ({error.strerror}); its shards are kept: make the place free (a mounted folder cannot be replaced, one inside of it can) and run the same command again") from error
+    for file in _notes(out): file.unlink(missing_ok=True)
     shutil.rmtree(retired, ignore_errors=True)
 
 # %% ../../nbs/lib/08b_data.packing.ipynb #089edd13
@@ -222,7 +237,8 @@ def _reusable(out: Path, mark: str | None) -> PackedDataset | None:
     if not out.exists(): return None
     if not out.is_dir(): raise InputError(f"{out}: is a file; give a folder for the packed set")
     ours = {"packed.json", "state.json", "dataset_info.json", "provenance.parquet", "README.md"} if (out/"packed.json").exists() else set()
-    strange = sorted(p.name for p in out.iterdir() if p.name not in ours and not (ours and p.name.startswith("data-") and p.suffix == ".arrow"))
+    notes = _notes(out) if ours else []     # of a job that was killed in its last moment
+    strange = sorted(p.name for p in out.iterdir() if p.name not in ours and p not in notes and not (ours and p.name.startswith("data-") and p.suffix == ".arrow"))
     if strange: raise InputError(f"{out}: holds other files ({', '.join(strange[:3])}); give an empty or new folder")
     try: old = PackedDataset(out)
     except InputError: return None
@@ -268,7 +284,7 @@ def pack(source: Source,                          # what to pack
 
     Bad images are left out, counted and listed in `packed.json`. Raises `InputError` when none is usable, `out` holds other files, the disk is full, or another process is at it."""
     from tqdm.auto import tqdm
-    out = Path(out).expanduser().absolute()
+    out = Path(out).expanduser().resolve()     # behind a link
     height, width = (size, size) if isinstance(size, int) else map(int, size)
     _check(source, out, height, width, shard_rows, slice, masks)
     if masks == "none": extractor = None
@@ -285,13 +301,16 @@ def pack(source: Source,                          # what to pack
     job = {"out": out.name, "job": mark if identified else f"{mark}-{os.getpid()}", "rows": rows, "shards": shards}
     work = out.with_name(f".{out.name}.packing")
     with _claimed(work, job, f"slice-{rank}-of-{world}"), _full_disk(out):
+        if identified and (done := _reusable(out, mark)) is not None: shutil.rmtree(work); return done     # others joined it since we looked
         try:
+            _forget_damaged(work, shards, height, width)
             todo = [k for k in _missing(work, shards) if k % world == rank]
-            _check_space(out, len(todo)*rows if len(todo) > 1 else min(rows, len(source)), row_bytes)
+            _check_space(out, min(len(todo)*rows, len(source)), row_bytes)
             mine = len(range(rank, shards, world))
             if 0 < len(todo) < mine: print(f"{out.name}: goes on; {mine - len(todo)} of {mine} shards are there")
             count = _process_count(processes, len(todo)*rows, len(todo), source[0], extractor)
             interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
+            if todo: print(f"{out.name}: {count} process{'es' if count > 1 else ''}, {1 if count > 1 else usable_cpus()} thread{'s' if count == 1 and usable_cpus() > 1 else ''} each", flush=True)
             with tqdm(total=sum(len(source.records[k*rows:(k + 1)*rows]) for k in todo), unit="image", desc="packing", disable=not (progress and interactive)) as bar:
                 _pack_shards(source, todo, work, rows, dict(height=height, width=width, extractor=extractor, masks=masks), count, bar)
         except BaseException:

@@ -35,7 +35,11 @@ def read_bytes(address: str) -> bytes:
     except FileNotFoundError: raise
     except Exception as error: raise _failed(address, error) from error     # every file system has errors of its own
 
-# %% ../../nbs/lib/07d_data.remote.ipynb #69fa6ca0
+# %% ../../nbs/lib/07d_data.remote.ipynb #ff6ed49f
+def _remove(folder: Path, process: int):
+    "Delete a folder, in the process that made it."
+    if process == os.getpid(): shutil.rmtree(folder, ignore_errors=True)
+
 class RemoteRows:
     "Rows of shards at addresses, by number, like `MappedRows`; `keep` shards are held at once. One at a time from several threads."
     numbers = MappedRows.numbers
@@ -43,8 +47,13 @@ class RemoteRows:
     def __init__(self, shards: list[tuple[str, int]], schema: pa.Schema, keep: int = 4, folder=None):
         self.shards, self.schema, self.keep = shards, schema, max(1, keep)
         self.starts, self.fetched = np.cumsum([0, *(rows for _, rows in shards)]), 0
-        self.folder, self._held, self._lock = Path(tempfile.mkdtemp(prefix="vasomim-shards-", dir=folder)), OrderedDict(), threading.Lock()
-        weakref.finalize(self, shutil.rmtree, self.folder, True)
+        self._parent, self._process = folder, None
+        self._begin()
+
+    def _begin(self):
+        "A folder and a lock of this process: after a fork two processes would write to one file that both have mapped."
+        self.folder, self._held, self._lock, self._process = Path(tempfile.mkdtemp(prefix="vasomim-shards-", dir=self._parent)), OrderedDict(), threading.Lock(), os.getpid()
+        weakref.finalize(self, _remove, self.folder, self._process)
 
     def __len__(self) -> int: return int(self.starts[-1])
 
@@ -69,6 +78,7 @@ class RemoteRows:
         ids = self.numbers(ids)
         out = np.empty((len(ids), self.schema.field(name).type.byte_width), np.uint8)
         shard = np.searchsorted(self.starts, ids, side="right") - 1
+        if self._process != os.getpid(): self._begin()
         with self._lock:
             for k in np.unique(shard):
                 rows = np.flatnonzero(shard == k)
