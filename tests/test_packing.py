@@ -202,17 +202,8 @@ def at_once(source, out, slices):
     return sorted(r.read_text(encoding="utf-8") for r in reports)
 
 
-def test_two_packers_in_the_same_second(place, source, plain):
-    told = at_once(source, place / "twice", [(0, 1), (0, 1)])
-    assert told[0].startswith("refused: ") and "another process packs" in told[0] and told[1] == f"set {COUNT}"
-    assert content(place / "twice") == content(plain.folders[0]) and not leftovers(place)
 
 
-def test_two_slices_in_the_same_second(place, source, plain):
-    for k in range(3):
-        told = at_once(source, place / f"slices-{k}", [(0, 2), (1, 2)])
-        assert told in (["part", f"set {COUNT}"], [f"set {COUNT}"]*2)
-        assert content(place / f"slices-{k}") == content(plain.folders[0]) and not leftovers(place)
 
 
 def test_a_slice_that_comes_late_leaves_nothing_behind(place, source, plain, monkeypatch, capsys):
@@ -522,14 +513,6 @@ def where_shards_lie(data, row, answer):
     data.images([row]); answer.put(str(data._rows.folder))
 
 
-def test_forked_workers_keep_their_own_shards(place, plain, address):
-    far, context = open_packed(f"{address}/packing/plain"), multiprocessing.get_context("fork")
-    far.images([0]); answer = context.Queue()
-    for row in (0, 5):
-        process = context.Process(target=where_shards_lie, args=(far, row, answer)); process.start(); process.join(60); assert process.exitcode == 0
-    folders = {answer.get(timeout=10), answer.get(timeout=10), str(far._rows.folder)}
-    assert len(folders) == 3, "two processes write to one file that the other has mapped"
-    assert Path(far._rows.folder).is_dir() and torch.equal(far.images([11]), plain.images([11]))
 
 
 def test_a_missing_table_is_named(place, plain, address):

@@ -50,7 +50,7 @@ def coding(stream: bytes) -> tuple[str, int, int, int]:
             if found[0]: break                             # a second one
             found = CODINGS[marker], int.from_bytes(stream[at + 5:at + 7], "big"), int.from_bytes(stream[at + 7:at + 9], "big"), stream[at + 4]
         at += 1 if marker == 0xFF else 2 + max(2, length)  # 0xFF may be repeated as padding
-    at = stream[:1024].find(b"\xff\x4f\xff\x51")
+    at = stream[:65536].find(b"\xff\x4f\xff\x51")
     if at >= 0 and len(stream) > at + 45:
         right, lower, left, upper = (int.from_bytes(stream[at + k:at + k + 4], "big") for k in (8, 12, 16, 20))
         return "JPEG 2000", lower - upper, right - left, (stream[at + 42] & 0x7F) + 1
@@ -155,7 +155,7 @@ def _check_coding(stream: bytes, header: Header) -> str:
     name, allowed, _ = COMPRESSED[header.syntax]
     if not allowed: return name
     found, rows, columns, bits = coding(stream)
-    if found not in allowed: raise InputError(f"says that its frames are {name}, but they are {found or 'no such stream'}; write the file again with its true transfer syntax")
+    if found not in allowed: raise InputError(f"says that its frames are {name}, but {"they are " + found if found else "no frame begins like that"}; write the file again with its true transfer syntax")
     if (rows, columns) != (header.rows, header.columns) or bits > header.allocated: raise InputError("has frames of another size or depth than Rows, Columns and BitsAllocated say")
     if found != "JPEG 2000" and b"\xff\xd9" not in stream[-64:]: raise InputError("has a frame whose compressed data are cut off")    # decoders would fill it with gray
     return f"{found} with 12 bits" if found == "JPEG extended" and bits > 8 else found

@@ -68,7 +68,7 @@ class Network(nn.Module):
     training, else a list of dict(boxes (n, 4) xyxy in input pixels, scores, labels from 1). Subclasses define `__init__(self, config, options)`."""
     task = "segmentation"       # or "detection"
     Options = None              # frozen dataclass of options that only this network has
-    encoder: VisionTransformer | None = None
+    encoder: VisionTransformer  # where there is one; no default, as a class attribute would hide the module
     loaded = ""                 # where the weights come from, in words
 
     @classmethod
@@ -95,7 +95,7 @@ class Network(nn.Module):
 
     def param_groups(self, lr_scale_decay: float = 0.75, weight_decay: float = 0.05) -> list[dict]:
         "Groups for AdamW with `lr_scale`, see `scaled_groups`; networks without ViT have the same scale everywhere."
-        return scaled_groups(self, self.encoder, lr_scale_decay, weight_decay)
+        return scaled_groups(self, getattr(self, "encoder", None), lr_scale_decay, weight_decay)
 
 # %% ../../../nbs/lib/35_downstream.networks.base.ipynb #5bb99f96
 def network_names() -> list[str]:
