@@ -155,7 +155,7 @@ def _check_coding(stream: bytes, header: Header) -> str:
     name, allowed, _ = COMPRESSED[header.syntax]
     if not allowed: return name
     found, rows, columns, bits = coding(stream)
-    if found not in allowed: raise InputError(f"says that its frames are {name}, but {"they are " + found if found else "no frame begins like that"}; write the file again with its true transfer syntax")
+    if found not in allowed: raise InputError(f"says that its frames are {name}, but {'they are ' + found if found else 'no frame begins like that'}; write the file again with its true transfer syntax")
     if (rows, columns) != (header.rows, header.columns) or bits > header.allocated: raise InputError("has frames of another size or depth than Rows, Columns and BitsAllocated say")
     if found != "JPEG 2000" and b"\xff\xd9" not in stream[-64:]: raise InputError("has a frame whose compressed data are cut off")    # decoders would fill it with gray
     return f"{found} with 12 bits" if found == "JPEG extended" and bits > 8 else found
