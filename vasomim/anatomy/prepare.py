@@ -9,6 +9,7 @@ __all__ = ['vessel_extractor', 'choose_splits', 'prepare_source', 'plain', 'cach
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 import torch
