@@ -34,6 +34,7 @@ from vasomim.data.packing import pack, slice_from_environment
 from vasomim.data.sources.base import Record, Source
 from vasomim.data.sources.folder import folder_source
 from vasomim.data.sources.phantoms import phantom_source
+from vasomim.data.work_folder import WorkFolder
 from vasomim.pretrain import PretrainConfig, extractor
 from vasomim.training.batches import Batches
 from vasomim.training.method import View
@@ -61,7 +62,7 @@ def slowly(images):
 def content(folder): return {f.name: f.read_bytes() for f in sorted(Path(folder).iterdir())}
 
 
-def leftovers(folder): return sorted(f.name for f in Path(folder).iterdir() if f.name.startswith("."))
+def leftovers(out): return sorted(f.name for f in Path(out).parent.glob(f".{Path(out).name}.*"))
 
 
 def finished_shards(work): return {f.name.replace("shard", "data").replace("json", "arrow") for f in Path(work).glob("shard-*.json")}
@@ -70,8 +71,10 @@ def finished_shards(work): return {f.name.replace("shard", "data").replace("json
 @pytest.fixture(scope="module", autouse=True)
 def few_threads():
     before = torch.get_num_threads()
-    torch.set_num_threads(1)      # processes are forked below
-    yield
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), environment()["PYTHONPATH"]]))      # the server of processes loads this module once
+        yield
     torch.set_num_threads(before)
 
 
@@ -103,9 +106,13 @@ def many(place):
     return place / "many"
 
 
+PROCESSES = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")      # not a fork of this process, whose threads torch minds
+if PROCESSES.get_start_method() == "forkserver": PROCESSES.set_forkserver_preload(["test_packing"])
+
+
 def aside(work, *arguments):
     "`work(*arguments)` in a process of its own that begins now."
-    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process = PROCESSES.Process(target=work, args=arguments)
     process.start()
     return process
 
@@ -142,12 +149,39 @@ def test_killed_at_a_random_moment_and_run_again(place, source, plain):
         assert len(pack(source, out, extractor=dark, extractor_id="dark", **JOB)) == COUNT
         assert all((out / name).stat().st_ino == inode for name, inode in before.items())      # the same files, not made anew
         assert content(out) == content(plain.folders[0])
+        assert not leftovers(out)
     assert kept, "no kill came between two shards"
-    assert not leftovers(place)
 
 
+@LINUX
+def test_ctrl_c_ends_with_130_and_one_line(place, many):
+    out = place / "interrupted"
+    process = command(many, out, "--processes", 2)
+    wait_for(lambda: finished_shards(place / ".interrupted.packing"), process)
+    os.killpg(process.pid, signal.SIGINT)      # as a terminal does: all processes of the job
+    told, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and len(errors.strip().splitlines()) == 1 and "goes on" in errors, errors
+    assert "Traceback" not in told and not out.exists() and finished_shards(place / ".interrupted.packing")
+    pack_folder(PackOptions(str(many), str(out), processes=1, **FLAGS))
+    assert content(out) == content(place / "many-packed") and not leftovers(out)
 
 
+@LINUX
+def test_helpers_of_a_killed_job_end_with_it(place, many):
+    out = place / "orphans"
+    process = command(many, out, "--processes", 2)
+    wait_for(lambda: finished_shards(place / ".orphans.packing"), process)
+    family = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], text=True, capture_output=True).stdout.split()
+    assert len(family) >= 2
+    process.kill(); process.wait()      # not communicate(): helpers that live on hold the pipe
+    def alive(p):
+        try: return Path("/proc", p, "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        except OSError: return False
+    try: wait_for(lambda: not any(map(alive, family)), seconds=20)
+    finally:
+        for p in filter(alive, family): os.kill(int(p), signal.SIGKILL)
+    pack_folder(PackOptions(str(many), str(out), processes=1, **FLAGS))
+    assert content(out) == content(place / "many-packed") and not leftovers(out)
 
 
 def test_a_finished_shard_that_was_damaged_is_packed_again(place, source, plain, monkeypatch):
@@ -196,25 +230,34 @@ def attempt(source, out, slice, start, report):
 
 def at_once(source, out, slices):
     "What each of the packers said, all started at the same moment."
-    start, reports = multiprocessing.get_context("fork").Barrier(len(slices)), [out.with_name(f"{out.name}-{i}.txt") for i in range(len(slices))]
+    start, reports = PROCESSES.Barrier(len(slices)), [out.with_name(f"{out.name}-{i}.txt") for i in range(len(slices))]
     processes = [aside(attempt, source, out, s, start, r) for s, r in zip(slices, reports)]
     for p in processes: p.join(60); assert p.exitcode == 0
     return sorted(r.read_text(encoding="utf-8") for r in reports)
 
 
+def test_two_packers_in_the_same_second(place, source, plain):
+    told = at_once(source, place / "twice", [(0, 1), (0, 1)])
+    assert told[0].startswith("refused: ") and "another process is at it" in told[0] and told[1] == f"set {COUNT}"
+    assert content(place / "twice") == content(plain.folders[0]) and not leftovers(place / "twice")
 
 
+def test_two_slices_in_the_same_second(place, source, plain):
+    for k in range(3):
+        told = at_once(source, place / f"slices-{k}", [(0, 2), (1, 2)])
+        assert told in (["part", f"set {COUNT}"], [f"set {COUNT}"]*2)
+        assert content(place / f"slices-{k}") == content(plain.folders[0]) and not leftovers(place / f"slices-{k}")
 
 
 def test_a_slice_that_comes_late_leaves_nothing_behind(place, source, plain, monkeypatch, capsys):
-    claim = packing._claimed
-    def late(*arguments):      # the other rank does the whole job between this one's look at the folder and its claim
-        monkeypatch.setattr(packing, "_claimed", claim)
+    claim = WorkFolder.claimed
+    def late(self):      # the other rank does the whole job between this one's look at the folder and its claim
+        monkeypatch.setattr(WorkFolder, "claimed", claim)
         pack(source, place / "late", extractor=dark, extractor_id="dark", slice=(0, 2), **{**JOB, "shard_rows": COUNT})
-        return claim(*arguments)
-    monkeypatch.setattr(packing, "_claimed", late)
+        return claim(self)
+    monkeypatch.setattr(WorkFolder, "claimed", late)
     data = pack(source, place / "late", extractor=dark, extractor_id="dark", slice=(1, 2), **{**JOB, "shard_rows": COUNT})
-    assert data is not None and len(data) == COUNT and not leftovers(place) and "are not" not in capsys.readouterr().out
+    assert data is not None and len(data) == COUNT and not leftovers(place / "late") and "are not" not in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +270,7 @@ def shared_job(place, many):
 def test_torchrun_shares_the_work(place, many, shared_job):
     assert shared_job.returncode == 0, shared_job.stderr
     assert "slice 0 of 2" in shared_job.stdout and "slice 1 of 2" in shared_job.stdout and "Traceback" not in shared_job.stderr
-    assert content(place / "torchrun") == content(place / "many-packed") and not leftovers(place)
+    assert content(place / "torchrun") == content(place / "many-packed") and not leftovers(place / "torchrun")
 
 
 @pytest.mark.parametrize("variables", [({"SLURM_ARRAY_TASK_ID": str(i), "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "4"} for i in (5, 6, 4)),
@@ -241,7 +284,7 @@ def test_slurm_shares_the_work(place, source, monkeypatch, variables):
     assert [r is None for r in results] == [True]*(len(results) - 1) + [False] and content(place / "slurm") == content(whole.folders[0])
     assert all(pack_folder(options) is not None for _ in range(2))      # tasks that begin when all is done
     shutil.rmtree(place / "slurm"); shutil.rmtree(place / "slurm-whole")
-    assert not leftovers(place)
+    assert not leftovers(place / "slurm")
 
 
 def test_variables_that_make_no_sense_are_refused():
@@ -296,7 +339,7 @@ def full_disk(disk):
     assert open_packed(disk / "set").info["fingerprint"] == old and len(finished_shards(disk / ".set.packing")) >= 2
     filler.unlink(); calls.clear()
     count = lambda images: calls.append(len(images)) or dark(images)
-    assert len(pack(frames, disk / "set", 256, count, **job)) == 24 and sum(calls) <= 16 and leftovers(disk) == []
+    assert len(pack(frames, disk / "set", 256, count, **job)) == 24 and sum(calls) <= 16 and leftovers(disk / "set") == []
     shutil.rmtree(disk / "set"); pack(frames, disk / "set", 256, dark, **{**job, "extractor_id": "anew"}); print("full disk: fine")
 
 
@@ -321,8 +364,24 @@ def in_private_mounts(mounts, call, cwd):
     return done.stdout
 
 
+def test_disk_full_for_real(place):
+    (place / "disk").mkdir()
+    assert "full disk: fine" in in_private_mounts(f"mount -t tmpfs -o size=6m none '{place}/disk'", f"full_disk(Path({str(place / 'disk')!r}))", place)
 
 
+def test_a_mounted_folder_holds_a_set_or_says_why_not(place, source):
+    "As in a container whose output is a volume: filled, or refused in one line before anything is packed."
+    (place / "volume").mkdir()
+    assert "volume: fine" in in_private_mounts(f"mount -t tmpfs -o size=6m none '{place}/volume'", f"to_volume(Path({str(place / 'frames')!r}), Path({str(place / 'volume')!r}))", place)
+    assert not leftovers(place / "volume")
+
+
+def to_volume(frames, out):
+    def counted(images): calls.append(len(images)); return dark(images)
+    calls = []
+    try: assert len(pack(folder_source(frames), out, 24, counted, "dark", progress=False)) == len(open_packed(out)) == COUNT
+    except InputError as error: assert "mounted" in str(error) and not calls, (calls, error)
+    print("volume: fine")
 
 
 def test_read_only_share(place, packed):
@@ -363,6 +422,22 @@ def test_a_set_joined_with_itself_is_refused_and_unharmed(place, source):
     try: assert len(join_packed(place / "self" / "j", [place / "self" / "j", b])) == COUNT      # either it grows
     except InputError: assert (place / "self" / "j" / "packed.json").read_bytes() == before      # or it stays
     assert len(open_packed(place / "self" / "j")) in (5, COUNT)
+
+
+def test_a_set_in_a_repository_is_not_replaced_without_asking(place, source):
+    out = place / "clone"
+    pack(source, out, **JOB)
+    (out / ".git").mkdir(); (out / ".git" / "HEAD").write_text("ref: refs/heads/main", encoding="utf-8")
+    with pytest.raises(InputError, match="holds other files"): pack(source, out, **{**JOB, "size": 16})
+    assert (out / ".git" / "HEAD").is_file() and open_packed(out).size == (24, 24)
+
+
+def test_packing_to_a_link_fills_its_target(place, source):
+    (place / "other disk").mkdir(); (place / "link").symlink_to(place / "other disk")
+    for size in (24, 16):
+        pack(source, place / "link", size, shard_rows=5, progress=False)
+        assert (place / "link").is_symlink() and (place / "other disk" / "packed.json").is_file() and open_packed(place / "link").size == (size, size)
+    assert not leftovers(place / "link") and not leftovers(place / "other disk")
 
 
 def test_a_joined_set_below_a_link(place, source):
@@ -449,7 +524,6 @@ def damage(folder, joined, report, count):
     report.write_text("\n".join(wrong) + f"\n{sound} of {count} still open", encoding="utf-8")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_damaged_sets_are_refused(place, source):
     fuzz = place / "fuzz"
     a, b = halves(source, fuzz, extractor=dark, extractor_id="dark", **{**JOB, "shard_rows": 5})
@@ -459,6 +533,51 @@ def test_damaged_sets_are_refused(place, source):
     assert process.exitcode == 0, f"ended with {process.exitcode} while reading {fuzz / 'report.last'}"
     *wrong, sound = (fuzz / "report.txt").read_text(encoding="utf-8").splitlines()
     assert not [w for w in wrong if w], "\n".join([f"{len(wrong)} ended otherwise than with an InputError ({sound}):", *wrong[:20]])
+
+
+def test_images_of_a_test_split_are_left_out(source, monkeypatch, capsys):
+    from vasomim.anatomy import prepare
+    split = replace(source, records=tuple(replace(r, split="test" if i < 4 else "train") for i, r in enumerate(source)))
+    monkeypatch.setattr(prepare, "open_source", lambda *_, **__: split)
+    assert len(prepare.prepare_source("anywhere")) == COUNT - 4 and "4 images of the test split are left out" in capsys.readouterr().out
+    assert len(prepare.prepare_source("anywhere", tests=True)) == COUNT and len(prepare.prepare_source("anywhere", splits=("test",))) == 4
+    with pytest.raises(InputError, match="no split 'validation'"): prepare.prepare_source("anywhere", splits=("validation",))
+
+
+@pytest.mark.parametrize("name", ["a b", "ünï ★", "br[1]", "st*r", "q?x", "ha#sh", "per%20cent", "a::b", "c:d"])
+def test_any_name_will_do(place, source, name):
+    out = place / "names" / name
+    if os.name == "nt" and set(name) & set('*?:'): pytest.skip("no such name here")
+    assert len(pack(source, out, **JOB)) == len(open_packed(str(out) + "/")) == len(join_packed(place / "joined names" / name, [out])) == COUNT
+
+
+def test_what_cannot_be_is_refused_in_words(place, source):
+    (place / "file").write_text("x", encoding="utf-8")
+    for size in ("16", 16.0, (16, 24, 3), 0, None):
+        with pytest.raises(InputError, match="size="): pack(source, place / "wrong", size)
+    for out in (place / "file", place / "file" / "below"):
+        with pytest.raises(InputError, match="file"): pack(source, out, 16)
+    pack(source, place / "right", np.int64(16), shard_rows=5, progress=False)
+    for out in (place / "file", place / "file" / "below"):
+        with pytest.raises(InputError, match="file"): join_packed(out, [place / "right"])
+    (place / "right" / "packed.json").write_text("["*100_000, encoding="utf-8")
+    with pytest.raises(InputError, match="damaged"): open_packed(place / "right")
+    assert not (place / "wrong").exists() and (place / "file").read_text(encoding="utf-8") == "x"
+
+
+def test_a_disk_that_goes_away_does_not_make_a_small_set(place):
+    gone = place / "gone"
+    gone.mkdir()
+    for i in range(COUNT): save_image(gone / f"{i}.png", picture(i, 32))
+    frames, calls = folder_source(gone), []
+    def pulled(images):
+        calls.append(1)
+        if len(calls) == 3: gone.rename(place / "unplugged")
+        return dark(images)
+    with pytest.raises(InputError, match="gone"): pack(frames, place / "part", extractor=pulled, extractor_id="dark", **{**JOB, "processes": 1})
+    assert not (place / "part").exists()
+    (place / "unplugged").rename(gone)
+    assert len(pack(frames, place / "part", extractor=dark, extractor_id="dark", **JOB)) == COUNT
 
 
 def test_a_mask_of_another_size_is_reported(place, source, capsys):
@@ -513,6 +632,24 @@ def where_shards_lie(data, row, answer):
     data.images([row]); answer.put(str(data._rows.folder))
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_workers_keep_their_own_shards(place, plain, address):
+    answers = PROCESSES.Queue()      # the workers are forked by a process without threads, as a loader's are by a program that has not trained yet
+    process = aside(forked_readers, f"{address}/packing/plain", answers)
+    folders = answers.get(timeout=120); process.join(60)
+    assert process.exitcode == 0 and len(set(folders)) == 3, "two processes write to one file that the other has mapped"
+    assert os.name == "nt" or not [f for folder in folders for f in Path(folder).glob("*")], "ended workers leave shards behind"
+
+
+def forked_readers(address, answers):
+    far, context = open_packed(address), multiprocessing.get_context("fork")
+    want, queue, folders = far.images([0, 11]), context.Queue(), [str(far._rows.folder)]
+    for row in (0, 5):
+        process = context.Process(target=where_shards_lie, args=(far, row, queue)); process.start()
+        folders.append(queue.get(timeout=60)); process.join(60)
+        assert process.exitcode == 0
+    assert Path(far._rows.folder).is_dir() and torch.equal(far.images([0, 11]), want)
+    answers.put(folders)
 
 
 def test_a_missing_table_is_named(place, plain, address):

@@ -20,13 +20,14 @@ import pandas as pd
 from tqdm.auto import tqdm
 from ..core import InputError
 from .images import IMAGE_EXTENSIONS
+from .safely import alone
+from .safely import out_of_space
+from .safely import write_json
 from .sources.catalog import Dataset
 from .sources.catalog import Download
 from .sources.catalog import all_datasets
 from .sources.catalog import find_dataset
-from .unpack import alone
 from .unpack import finished
-from .unpack import out_of_space
 from .unpack import size_text
 from .unpack import unpack
 
@@ -182,9 +183,7 @@ def _read_records(archives: Path) -> dict:
         raise InputError(f"{archives/'fetched.json'}: cannot be read ({error}); delete it, and the files are looked at anew") from error
 
 def _write_records(dataset: Dataset, archives: Path, records: dict):
-    text = json.dumps({"dataset": dataset.name, "licence": dataset.licence, "citation": dataset.citation, "files": records}, ensure_ascii=False, indent=1)
-    new = archives/"fetched.json.new"
-    new.write_text(text, encoding="utf-8"); os.replace(new, archives/"fetched.json")
+    write_json(archives/"fetched.json", {"dataset": dataset.name, "licence": dataset.licence, "citation": dataset.citation, "files": records})
 
 def _get(dataset: Dataset, item: Download, place: Path, archives: Path, keep_archives: bool, progress: bool):
     "One file of a data set: fetched, checked, noted down, unpacked."

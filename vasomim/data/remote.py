@@ -29,8 +29,9 @@ def _failed(address: str, error: Exception) -> InputError:
 
 def read_bytes(address: str) -> bytes:
     "What stands at an address or in a file; `FileNotFoundError` where nothing does, `InputError` where it cannot be reached."
-    import fsspec
     try:
+        if not is_remote(address): return Path(address).read_bytes()      # "::" and brackets mean something to fsspec
+        import fsspec
         with fsspec.open(str(address), "rb") as f: return f.read()
     except FileNotFoundError: raise
     except Exception as error: raise _failed(address, error) from error     # every file system has errors of its own
@@ -69,7 +70,9 @@ class RemoteRows:
             except FileNotFoundError: raise InputError(f"{address}: missing; copy it back or pack again") from None
             except Exception as error: raise _failed(address, error) from error
             self._held[k] = MappedRows(map_shard(local, rows, self.schema)); self.fetched += 1
-            while len(self._held) > 2*self.keep: os.unlink(self.folder/f"{self._held.popitem(last=False)[0]}.arrow")    # one window ends while the next begins
+            try: local.unlink()             # the mapping keeps its pages, and nothing is left behind however this process ends
+            except PermissionError: pass    # Windows
+            while len(self._held) > 2*self.keep: (self.folder/f"{self._held.popitem(last=False)[0]}.arrow").unlink(missing_ok=True)    # one window ends while the next begins
         self._held.move_to_end(k)
         return self._held[k]
 

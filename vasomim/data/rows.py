@@ -21,6 +21,7 @@ def _load(record) -> torch.Tensor | ImageError:
     try: x = record.load()
     except ImageError as error: return ImageError(record.id, error.reason)
     except InputError as error: return ImageError(record.id, str(error))
+    except OSError as error: return ImageError(record.id, f"cannot be read ({error.strerror or error})")
     if x.ndim != 3 or x.shape[0] != 1 or not x.is_floating_point() or x.numel() == 0: return ImageError(record.id, f"is not a (1, H, W) float image but {tuple(x.shape)} {x.dtype}")
     low, high = x.min(), x.max()     # NaN anywhere is NaN here
     if not bool(torch.isfinite(low + high)): return ImageError(record.id, "has values that are not finite (NaN or infinity)")
@@ -58,9 +59,12 @@ def _extract(extractor, images: list, visible: list) -> list:
 
 def _label_mask(record, kind: str, shape) -> torch.Tensor | InputError:
     "A label of the record as a mask of `shape`, or why not."
-    try: mask = torch.as_tensor(record.label(kind))
+    try: mask = record.label(kind)
     except ImageError as error: return InputError(f"{kind}: {error.reason}")
     except InputError as error: return error
+    except OSError as error: return InputError(f"{kind}: cannot be read ({error.strerror or error})")
+    if not isinstance(mask, (torch.Tensor, np.ndarray)): return InputError(f"{kind} is {type(mask).__name__}, not a mask")
+    mask = torch.as_tensor(mask)
     return mask.bool() if mask.shape == shape else InputError(f"{kind} is {tuple(mask.shape)}, the image {tuple(shape)}")
 
 # %% ../../nbs/lib/08a_data.rows.ipynb #2a67e963

@@ -93,7 +93,11 @@ def add_digests(*digests: str) -> str:
     "The sum of hexadecimal SHA-256 digests modulo 2**256."
     return f"{sum(int(d, 16) for d in digests) % 2**256:064x}"
 
-# %% ../../nbs/lib/07a_data.shards.ipynb #d43177f1
+# %% ../../nbs/lib/07a_data.shards.ipynb #aa27f5a5
+def _settle(file: Path):
+    "Wait until a file is on the disk: after a power cut a name may be there without its pixels."
+    with open(file, "rb") as f: os.fsync(f.fileno())
+
 class ShardWriter:
     "Writes rows (dicts by column, pictures as uint8 arrays) to one shard; a context, at whose end `summary` holds the counts. No row: no file."
     def __init__(self, file: Path, height: int, width: int):
@@ -128,7 +132,7 @@ class ShardWriter:
             if kind is None: self.flush()
             if self.stream is not None:
                 self.stream.close(); self.sink.close()     # both may find the disk full
-                if kind is None: os.replace(self.part, self.file)
+                if kind is None: _settle(self.part); os.replace(self.part, self.file)
         finally: self.part.unlink(missing_ok=True)
 
     @property

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKER', 'DEBRIS', 'NOT_A_NAME', 'MAX_FILES', 'MAX_RATIO', 'HARMLESS', 'safe_name', 'size_text', 'Unpacked',
-           'out_of_space', 'alone', 'finished', 'unpack']
+           'finished', 'unpack']
 
 # %% ../../nbs/lib/07b_data.unpack.ipynb #ff53b96c
 import calendar
@@ -22,10 +22,10 @@ from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
-from filelock import FileLock
-from filelock import Timeout
 from tqdm.auto import tqdm
 from ..core import InputError
+from .safely import alone
+from .safely import out_of_space
 
 # %% ../../nbs/lib/07b_data.unpack.ipynb #4fcc78cf
 MARKER = ".unpacked.json"   # in a folder that is finished: the report about it
@@ -195,9 +195,7 @@ def _unpack_7z(archive: Path, job: _Job, into: str):
             if targets: z.extract(root, targets, factory=Writers())
     except py7zr.PasswordRequired: raise encrypted from None
 
-# %% ../../nbs/lib/07b_data.unpack.ipynb #1d3ac341
-def out_of_space(error: Exception) -> bool: return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
+# %% ../../nbs/lib/07b_data.unpack.ipynb #71aabcce
 @contextmanager
 def _reading(name: str):
     "Whatever a damaged archive makes the decoders raise, as one `InputError` that names it."
@@ -234,19 +232,7 @@ def _unpack_inner(job: _Job):
         if folder.is_dir() and [p.name for p in folder.iterdir()] == [folder.name]:   # x.zip holds x/ only: no x/x
             (folder/folder.name).rename(archive); folder.rmdir(); archive.rename(folder)
 
-# %% ../../nbs/lib/07b_data.unpack.ipynb #71aabcce
-@contextmanager
-def alone(path: Path, what: str):
-    "A lock for the block; raises `InputError` where another process holds it."
-    lock = FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout: raise InputError(f"{what}: another process is at it; wait until it has ended") from None
-    except OSError as error: raise InputError(f"{what}: cannot be written ({error.strerror or error})") from error
-    try: yield
-    finally: lock.release(); path.unlink(missing_ok=True)
-
+# %% ../../nbs/lib/07b_data.unpack.ipynb #9e3cb5b0
 @contextmanager
 def _all_or_nothing(folder: Path):
     "A new hidden folder beside `folder` that gets its name when the block ends well, and vanishes otherwise."
