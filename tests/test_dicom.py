@@ -2,6 +2,7 @@
 import logging
 import pickle
 import re
+import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -151,6 +152,15 @@ def test_a_missing_decoder_is_named_with_its_cure(good, monkeypatch):
     from pydicom.pixels.decoders.base import Decoder
     monkeypatch.setattr(Decoder, "is_available", property(lambda self: False))
     with pytest.raises(ImageError, match="compressed as JPEG lossless, and no decoder for it is installed: pip install python-gdcm"): decode_frame(good["lossless_70"])
+
+
+def test_a_folder_waits_for_its_decoder(good, tmp_path, monkeypatch):
+    "Left out one by one, most of an export would be missing from a set that looks finished and is used again."
+    from pydicom.pixels.decoders.base import Decoder
+    for name in ("lossless_70", "mono2"): shutil.copy(good[name], tmp_path)
+    assert len(dicom_source(tmp_path, progress=False)) >= 2
+    monkeypatch.setattr(Decoder, "is_available", property(lambda self: False))
+    with pytest.raises(InputError, match="1 of 2 DICOM files: each is compressed as JPEG lossless, and no decoder for it is installed: pip install python-gdcm. Install it"): dicom_source(tmp_path, progress=False)
 
 
 def test_nothing_is_warned_or_logged(good, bad, caplog):

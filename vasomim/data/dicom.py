@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NATIVE', 'COMPRESSED', 'PLUGINS', 'CODINGS', 'MAX_FRAGMENTS', 'DICOMDIR', 'coding', 'frame_places', 'read_header',
-           'decode_frame', 'treatment']
+           'missing_decoder', 'decode_frame', 'treatment']
 
 # %% ../../nbs/lib/05f_data.dicom.ipynb #3e20d91c
 import os
@@ -166,6 +166,14 @@ def _plugin(found: str, header: Header):
     usable = [p for p in PLUGINS[found] if p in there]
     if not usable: raise InputError(f"is compressed as {found}, and no decoder for it is installed: pip install {COMPRESSED[header.syntax][2]}")
     return decoder, usable[0]
+
+def missing_decoder(header: Header) -> str:
+    "What stands between a file and its pixels on this installation, with what to install; \"\" where nothing does."
+    if header.syntax in NATIVE: return ""
+    name = COMPRESSED[header.syntax][0]
+    try: _plugin(name if name in PLUGINS else "JPEG 2000", header)
+    except InputError as error: return str(error)
+    return ""
 
 # %% ../../nbs/lib/05f_data.dicom.ipynb #f2ac940b
 def _pydicom(data, header: Header, places: tuple) -> np.ndarray:

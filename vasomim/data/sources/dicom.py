@@ -17,6 +17,7 @@ from ...core import ImageError
 from ...core import InputError
 from ...core import usable_cpus
 from ..dicom import decode_frame
+from ..dicom import missing_decoder
 from ..dicom import read_header
 from ..dicom import treatment
 from ..dicom_fields import is_dicom
@@ -60,6 +61,11 @@ def _headers(root: Path, files: list, progress: bool) -> list:
     with ThreadPoolExecutor(min(16, 4*usable_cpus())) as pool:
         return list(tqdm(pool.map(one, files), total=len(files), desc="reading DICOM headers", unit=" files", disable=None if progress else True))
 
+def _check_decoders(headers: list[Header]):
+    "Raises `InputError` where a decoder is missing: that is no fault of the files, and a set without most of them would look finished."
+    missing = Counter(text for h in headers if (text := missing_decoder(h)))
+    if missing: raise InputError("; ".join(f"{n} of {len(headers)} DICOM files: each {text}" for text, n in missing.most_common()) + ". Install it and run again")
+
 def _notices(headers: list[Header], others: int) -> tuple[str, ...]:
     "What is worth knowing about the whole."
     count = len(headers)
@@ -86,6 +92,7 @@ def dicom_source(folder,                     # searched recursively; files are k
     every = list_files(root)
     files = [f for f in every if is_dicom(f) or f.suffix.lower() in EXTENSIONS]
     headers, records, problems, used = _headers(root, files, progress), [], [], []
+    _check_decoders([h for _, h in headers if not isinstance(h, ImageError)])
     for file, (name, header) in zip(files, headers):
         if isinstance(header, ImageError): problems.append(header); continue
         problems += [ImageError(f"dicom/{name}", text) for text in header.repairs]
