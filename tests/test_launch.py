@@ -44,7 +44,7 @@ def test_reason_of_a_failure_is_not_lost_in_a_long_report(module):
 def test_terminated_launcher_passes_the_signal_on_and_waits(module, tmp_path):
     "A cluster ends the process it started; those that it started must save and end too."
     module("waits", WAITS)
-    code = "import sys\nfrom vasomim.pretrain import run_job\nfrom vasomim.training.launch import launch\nsys.exit(run_job(lambda: launch('waits', [sys.argv[1]])))"
+    code = "import sys\nfrom vasomim.training.job import run_job\nfrom vasomim.training.launch import launch\nsys.exit(run_job(lambda: launch('waits', [sys.argv[1]])))"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "mark")], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     until(process, "ready")
     process.send_signal(signal.SIGTERM)

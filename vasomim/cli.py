@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if name == "--version": print(vasomim.__version__); return 0
     if name not in COMMANDS: print(f"error: {unknown_name('command', name, COMMANDS)}", file=sys.stderr); return 2
-    from vasomim.pretrain import run_job
+    from vasomim.training.job import run_job
     try: return run_job(lambda: COMMANDS[name][1](rest))
     except KeyboardInterrupt: print("stopped; what was finished is kept, and the same command goes on with it where it can", file=sys.stderr); return 130
 

@@ -21,7 +21,7 @@ from ..core import InputError
 from ..core import derive_seed
 from ..checkpoint import load_weights
 from ..checkpoint import read_state
-from .batches import Batches
+from .batches import StepBatches
 from .config import TrainingConfig
 from .launch import Interrupted
 from .launch import Place
@@ -78,7 +78,7 @@ class Progress:
 class Trainer:
     "One run of one method: `Trainer(method, batches, run, config, place).fit()`."
 
-    def __init__(self, method: Method, batches: Batches, run: RunFolder, config: TrainingConfig, place: Place, reading: str = "epoch_end"):
+    def __init__(self, method: Method, batches: StepBatches, run: RunFolder, config: TrainingConfig, place: Place, reading: str = "epoch_end"):
         self.method, self.batches, self.run, self.config, self.place, self.reading = method.to(place.device), batches, run, config, place, reading
         self.recipe, self.total, self.step = method.recipe, config.epochs * batches.steps_per_epoch, 0
         self.context, self.precision = autocast(config.precision, place.device)
@@ -107,7 +107,8 @@ class Trainer:
 
     # --- one step ----------------------------------------------------------------------------------------------
     def _set_rates(self):
-        place = self.step / self.total
+        per = self.batches.steps_per_epoch
+        place = (self.step // per * per if self.recipe.by_epoch else self.step) / self.total
         lr, decay = self.recipe.lr_at(place, self.config.batch_size), self.recipe.weight_decay_at(place)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -162,7 +163,7 @@ class Trainer:
         step = row["step"] - 1
         note = ""
         if self.place.first:
-            batch = Batches(self.batches.data, self.batches.views, self.config.batch_size, self.config.seed)(step, ahead=False)
+            batch = self.batches.whole(step)
             path = self.run.path / f"nonfinite-step-{step + 1:08d}.npz"
             np.savez_compressed(path, index=batch.index.numpy(), **{k: v.numpy() for k, v in batch.images.items()})
             table = getattr(self.batches.data, "provenance", None)
@@ -185,10 +186,11 @@ class Trainer:
         self.method.train()
         if place.first:
             self.metrics, self.board = MetricsFile(self.run.path / "metrics.csv", self.step), board(self.run.path / "tensorboard", self.step)
+            self.validation = MetricsFile(self.run.path / "validation.csv", self.step)
             self._announce()
         every, started, progress = max(1, round(config.save_every * self.batches.steps_per_epoch)), self.step, Progress(self.total, self.step, place.first)
         with Stop() as stop:
-            while self.step < self.total:
+            while self.step < self.total and not self.method.enough():
                 if self.step % self.batches.steps_per_epoch == 0: self.method.before_epoch(self.step // self.batches.steps_per_epoch, self.batches)
                 self.train_step()
                 look = self.step % config.log_every == 0 or self.step == self.total
@@ -196,13 +198,25 @@ class Trainer:
                     row = self.flush()
                     rate = progress.update(self.step, (self.step - started) * config.batch_size, row)
                     if place.first: self.board.add_scalar("images_per_second", rate, self.step)
+                done = self._end_of_epoch() if self.step % self.batches.steps_per_epoch == 0 else False
                 wanted = place.any(stop.signal is not None) if look or place.world == 1 else False
-                if self.step % every == 0 or self.step == self.total or wanted: self.save()
+                if self.step % every == 0 or self.step == self.total or wanted or done: self.save()
+                if done: break
                 if wanted:
                     self._close(progress, "interrupted")
                     raise Interrupted(stop.signal or signal.SIGTERM, f"stopped by a signal after step {self.step} of {self.total}; the state is saved, resume=True goes on")
         self._close(progress, "finished")
         return self.step - started
+
+    def _end_of_epoch(self) -> bool:
+        "The method's look at itself, kept in validation.csv; whether it has learned enough."
+        epoch = self.step // self.batches.steps_per_epoch - 1
+        values = self.method.after_epoch(epoch, self.place)
+        self.method.train()
+        if values and self.place.first:
+            self.validation.add([dict(step=self.step, epoch=epoch, **values)])
+            for k, v in values.items(): self.board.add_scalar(f"validation/{k}", v, self.step)
+        return self.method.enough()
 
     def _announce(self):
         n, b = sum(p.numel() for p in self.method.parameters() if p.requires_grad), self.batches

@@ -57,6 +57,7 @@ class Recipe:
     weight_decay_end: float | None = None   # cosine to this value; None: constant
     betas: tuple[float, float] = (0.9, 0.95)
     clip_grad: float = 0.0        # largest norm of all gradients together; 0: not clipped
+    by_epoch: bool = False        # rates move once an epoch, as torch's CosineAnnealingLR with T_max = epochs does
 
     def learning_rate(self, batch_size: int) -> float:
         "Peak learning rate for a global batch."
@@ -91,6 +92,10 @@ class Method(nn.Module):
         return param_groups_weight_decay(self, self.recipe.weight_decay)
 
     def before_epoch(self, epoch: int, batches): "Called before each epoch with the batches of the data side."
+    def after_epoch(self, epoch: int, place) -> dict | None: "Called in every process after each epoch; what it returns is a row of `validation.csv`."
+    def enough(self) -> bool:
+        "Whether training may stop before its last epoch; asked after `after_epoch`."
+        return False
     def before_step(self, progress: float): "Called between the backward pass and the optimiser's step."
     def after_step(self, progress: float): "Called after the optimiser's step (an EMA teacher)."
     def compiled(self) -> list[nn.Module]:
