@@ -207,12 +207,13 @@ def take(vit: VisionTransformer, found: EncoderFile) -> str:
 def load_encoder(source,            # None: random; else a folder, file or "timm:NAME", see `read_source`
                  size,              # H = W in pixels, or (H, W)
                  encoder: str = "vit_small_patch16_224",  # architecture, where the source does not say it
-                 in_chans: int = 3, # of a random one; files decide themselves
+                 in_chans: int = 3, # of a random one, as is patch_size; files decide themselves
                  drop_path: float = 0.0, seed: int = 0,
                  download: bool = False,   # whether timm: may use the network
+                 patch_size=None,   # None: as the name says
                 ) -> tuple[VisionTransformer, str]:
     "A timm ViT without head, and what its weights are, in words. Its `pretrained_cfg` holds the mean and std that its images want."
-    if source is None: found = EncoderFile("", {}, encoder, "", Counter())
+    if source is None: found = EncoderFile("", {}, encoder, "", Counter(), patch_size)
     else: found = read_source(source, encoder, download); in_chans = found.tensors[MARK].shape[1]
     vit = create_vit(found.name, size, in_chans, drop_path, seed, found.patch_size)
     report = f"random (seed {seed})" if source is None else take(vit, found)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
+from ...checkpoint_encoders import load_encoder
 from ...checkpoint_encoders import seeded
 from ...core import InputError
 from ...core import derive_seed
@@ -80,6 +81,11 @@ class Network(nn.Module):
         if config.classes < 1: raise InputError(f"classes={config.classes}: at least 1 is needed")
         with seeded(derive_seed(config.seed, "network")): network = cls(config, cls.Options(**config.options) if cls.Options else None)
         return share_batch_norm(network)
+
+    def take_encoder(self, config) -> VisionTransformer:
+        "The encoder that the configuration asks for, as `self.encoder`; `loaded` tells where it comes from."
+        self.encoder, self.loaded = load_encoder(config.checkpoint, config.size, config.encoder, getattr(config, "in_chans", 3), config.drop_path, config.seed, patch_size=getattr(config, "patch_size", None))
+        return self.encoder
 
     def expect(self, size, mean, std):
         "Fixes the input's size in pixels, and mean and std of images in [0, 1], per channel of the encoder."

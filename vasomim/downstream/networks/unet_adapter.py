@@ -12,7 +12,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn.functional import interpolate
-from ...checkpoint_encoders import load_encoder
 from ...core import InputError
 from .base import Network
 
@@ -94,8 +93,7 @@ class UNetAdapter(Network):
 
     def __init__(self, config, options):
         super().__init__()
-        self.encoder, self.loaded = load_encoder(config.checkpoint, config.size, config.encoder, drop_path=config.drop_path, seed=config.seed)
-        vit, adapter = self.encoder, ADAPTERS[options.pyramid]
+        vit, adapter = self.take_encoder(config), ADAPTERS[options.pyramid]
         if tuple(vit.patch_embed.patch_size) != (16, 16): raise InputError(f"unet_adapter needs patches of 16x16 pixels, the encoder's are {'x'.join(map(str, vit.patch_embed.patch_size))}")
         self.expect(config.size, vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
         if any(side % adapter.multiple for side in self.size):
