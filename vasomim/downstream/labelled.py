@@ -142,8 +142,14 @@ class LabelledData:
         if self.task.kind != "boxes": return torch.from_numpy(np.ascontiguousarray(self._labels[rows]))
         return [torch.from_numpy(np.array(self._labels[r], np.float32).reshape(-1, 4)) for r in rows]
 
+    def extents(self, ids) -> torch.Tensor:
+        "(B, 2) height and width of each picture on its canvas, in pixels: all of it, but for detection."
+        shapes = self.table[["height", "width"]].to_numpy()[np.asarray(ids)]
+        if self.task.kind != "boxes": return torch.full((len(shapes), 2), float(self.size))
+        return torch.from_numpy(np.maximum(1, np.round(shapes * (self.size / shapes.max(1, keepdims=True)))).astype(np.float32))
+
     def subset(self, rows) -> "LabelledData":
-        rows = self.rows[np.asarray(rows)]
+        rows = self.rows[np.asarray(rows, np.int64)]
         return LabelledData(self.task, self._images, self._labels, self._table, fingerprint(self.fingerprint, rows.tolist()), self.skipped, self.lost, self._records, rows)
 
 # %% ../../nbs/lib/34_downstream.labelled.ipynb #f51ec6dd

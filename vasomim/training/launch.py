@@ -52,6 +52,12 @@ class Place:
         box = [value]; dist.broadcast_object_list(box, device=self.device if self.device.type == "cuda" else None)
         return box[0]
 
+    def gather(self, rows: list) -> list:
+        "The rows of all processes, process after process, everywhere."
+        if self.world == 1: return rows
+        parts = [None] * self.world; dist.all_gather_object(parts, rows)
+        return [row for part in parts for row in part]
+
 # %% ../../nbs/lib/44_training.launch.ipynb #71aabcce
 @contextmanager
 def join(device: str = "auto", threads: int = 0):
