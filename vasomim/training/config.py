@@ -68,8 +68,8 @@ def checked_names(config: type, values: dict, more=()) -> dict:
         if name not in known: raise unknown_name("option", name, known)
     return values
 
-# %% ../../nbs/lib/42_training.config.ipynb #d61a9430
-FREE = frozenset("run_dir resume overwrite init_from accumulate device compile nproc threads save_every keep log_every data_dir cache_dir".split())
+# %% ../../nbs/lib/42_training.config.ipynb #0ed3e9c1
+FREE = frozenset("run_dir resume overwrite init_from accumulate device compile nproc threads save_every keep log_every data_dir cache_dir seeds".split())
 
 def differences(old: TrainingConfig, new: TrainingConfig) -> list[str]:
     "Options that differ and would change the run, as `name: old -> new`."

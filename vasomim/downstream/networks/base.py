@@ -69,6 +69,7 @@ class Network(nn.Module):
     training, else a list of dict(boxes (n, 4) xyxy in input pixels, scores, labels from 1). Subclasses define `__init__(self, config, options)`."""
     task = "segmentation"       # or "detection"
     Options = None              # frozen dataclass of options that only this network has
+    takes_checkpoint = True     # False: always from scratch
     encoder: VisionTransformer  # where there is one; no default, as a class attribute would hide the module
     loaded = ""                 # where the weights come from, in words
 
@@ -78,6 +79,7 @@ class Network(nn.Module):
         known = [f.name for f in fields(cls.Options)] if cls.Options else []
         for name in config.options:
             if name not in known: raise unknown_name(f"option of {cls.__name__}", name, known) if known else InputError(f"option {name!r}: {cls.__name__} has no options of its own")
+        if config.checkpoint is not None and not cls.takes_checkpoint: raise InputError(f"checkpoint={config.checkpoint}: {cls.__name__} starts from random weights; a checkpoint needs a network with a ViT")
         if config.classes < 1: raise InputError(f"classes={config.classes}: at least 1 is needed")
         with seeded(derive_seed(config.seed, "network")): network = cls(config, cls.Options(**config.options) if cls.Options else None)
         return share_batch_norm(network)

@@ -25,11 +25,10 @@ class Options:
 
 class UNet(Network):
     "segmentation_models_pytorch.Unet with random weights. It has no ViT: `checkpoint` is refused, `encoder` and `drop_path` say nothing to it."
-    Options = Options
+    Options, takes_checkpoint = Options, False
 
     def __init__(self, config, options):
         super().__init__()
-        if config.checkpoint is not None: raise InputError(f"checkpoint={config.checkpoint}: unet starts from random weights; a checkpoint needs model='unet_adapter'")
         self.expect(config.size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         if any(side % 32 for side in self.size): raise InputError(f"size {self.size[0]}x{self.size[1]}: unet needs sides divisible by 32")
         self.unet = smp.Unet(options.backbone, encoder_weights=None, in_channels=3, classes=config.classes, decoder_channels=[options.base_channels * k for k in (16, 8, 4, 2, 1)])
