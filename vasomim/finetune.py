@@ -170,10 +170,10 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m vasomim.fin
     "Configuration from command-line flags; --task, --data and --data-dir, or `--config FILE` (or run folder), give the defaults."
     import argparse
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    names = ("--task", "--data", "--data-dir", "--model")
+    names = ("--task", "--data", "--data-dir", "--model", "--checkpoint")
     for name in (*names, "--config"): first.add_argument(name)
     known, _ = first.parse_known_args(arguments)
-    given = {k: v for k in ("task", "data", "data_dir", "model") if (v := getattr(known, k)) is not None}
+    given = {k: v for k in ("task", "data", "data_dir", "model", "checkpoint") if (v := getattr(known, k)) is not None}
     base = FinetuneConfig.read(known.config) if known.config else FinetuneConfig(**given)
     rest = list(sys.argv[1:] if arguments is None else arguments)
     if known.config: i = next(i for i, a in enumerate(rest) if a.split("=")[0] == "--config"); del rest[i:i + (1 if "=" in rest[i] else 2)]

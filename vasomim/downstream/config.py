@@ -48,6 +48,7 @@ def _preset(given: dict) -> dict:
     task = given.get("task", protocol.get("task", "segmentation"))
     values = {**TASK_DEFAULTS.get(task, {}), **(PHANTOMS.get(task, {}) if data == "phantoms" else {}), **protocol, "data": data, "task": task}
     if "options" in values and given.get("model", values.get("model", "unet_adapter")) != values.get("model", "unet_adapter"): values["options"] = {}    # of another network
+    if given.get("checkpoint") is None: values["layer_decay"] = 1.0      # nothing to protect
     return {**values, "base_lr": None} if "lr" in given and "base_lr" not in given else values
 
 # %% ../../nbs/lib/50a_downstream.config.ipynb #18fae071
@@ -80,7 +81,7 @@ class FinetuneConfig(TrainingConfig):
     min_lr: float = 0.0           # at the end of the cosine
     warmup_epochs: float = 0.0    # linear ramp from 0
     weight_decay: float = 0.05    # not on biases, norms, positions
-    layer_decay: float = 0.75     # each block of the encoder learns at this share of the next one's rate; 1: all alike
+    layer_decay: float = 0.75     # each block of the encoder learns at this share of the next one's rate; without a checkpoint 1: all alike
     betas: tuple[float, float] = (0.9, 0.999)
     clip_grad: float = 0.0        # largest gradient norm; 0: not clipped
     dice_weight: float = 1.0      # of the Dice loss
