@@ -40,8 +40,8 @@ class Task:
 
     @property
     def classes(self) -> int:
-        "Channels of the network: 1 for a mask, else the classes with background."
-        return 1 if self.kind == "mask" else len(self.names) + 1
+        "What a network is asked for: one logit for a mask, classes with background for a map, classes for boxes."
+        return len(self.names) + (self.kind == "map")
 
 TASKS = {t.name: t for t in (Task("segmentation", "vessel_mask", "mask", ("vessel",)), Task("segments", "segment_map", "map", tuple(SEGMENT_NAMES.values())),
                              Task("stenosis", "stenosis_mask", "mask", ("stenosis",)), Task("detection", "boxes", "boxes", ("stenosis",)))}
