@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'ExtractOptions', 'extract', 'PhantomCommand', 'phantoms', 'pretrain_and_draw', 'finetune_and_draw',
-           'main']
+           'predict_folder', 'main']
 
 # %% ../nbs/lib/70_cli.ipynb #3e20d91c
 import os
@@ -103,6 +103,12 @@ def finetune_and_draw(arguments: list[str]):
     from vasomim.figures_finetune import draw_finetuning, summarise
     draw_finetuning(run); print(summarise(run)[["mean", "sd", "text"]].round(2).to_string(), f"pictures: {run / 'pictures'}", sep="\n")
 
+# %% ../nbs/lib/70_cli.ipynb #4df533cb
+def predict_folder(arguments: list[str]):
+    "`vasomim predict`: masks or boxes of a folder."
+    from vasomim.predict import PredictOptions, predict
+    return predict(_flags(PredictOptions, "predict", arguments))
+
 # %% ../nbs/lib/70_cli.ipynb #2da84e50
 def _flags(options, name: str, arguments: list[str]):
     "The dataclass `options` from flags, by tyro; fields without a default are positional."
@@ -116,6 +122,7 @@ def _data(arguments: list[str]):
 COMMANDS = {
     "data": ("data sets: list, fetch, show, pack, join", _data),
     "finetune": ("fine-tune an encoder on a task, over several seeds", finetune_and_draw),
+    "predict": ("masks or boxes of a folder of angiograms, by a fine-tuned network", predict_folder),
     "pretrain": ("pre-train an encoder on angiograms or phantoms", pretrain_and_draw),
     "extract": ("vessel masks of a folder of angiograms", lambda arguments: extract(_flags(ExtractOptions, "extract", arguments))),
     "phantom": ("simulated angiograms with masks and segments", lambda arguments: phantoms(_flags(PhantomCommand, "phantom", arguments))),

@@ -39,7 +39,7 @@ PROTOCOLS = {
 # %% ../../nbs/lib/50a_downstream.config.ipynb #58926759
 _SMALL = dict(resplit=0.25, size=128, batch_size=8, lr=1e-3, epochs=12, drop_path=0.0, options=dict(base_channels=8))
 PHANTOMS = {"segmentation": _SMALL, "segments": dict(_SMALL, phantoms=240), "stenosis": dict(_SMALL, phantoms=240),
-            "detection": dict(_SMALL, phantoms=240, size=256, options=dict())}
+            "detection": dict(_SMALL, phantoms=240, size=256, epochs=16, options=dict(width=64, convs=1, fc=256, candidates=(500, 250), proposals=(200, 100), samples=(128, 64)))}
 
 def _preset(given: dict) -> dict:
     "What stands behind the given values: the task's defaults, then the protocol of the data set."

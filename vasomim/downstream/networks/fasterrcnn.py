@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 import torch
 from torch import nn
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models import get_model
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from ...core import InputError
 from ...core import unknown_name
@@ -37,17 +38,17 @@ class Options(HeadOptions):
 
 class FasterRCNN(Network):
     "Faster R-CNN on a ResNet-FPN with random weights. It has no ViT: `checkpoint` is refused, `encoder` and `drop_path` say nothing to it. Source: Ren et al. 2015, Lin et al. 2017; torchvision."
-    task, Options = "detection", Options
+    task, Options, takes_checkpoint = "detection", Options, False
 
     def __init__(self, config, options):
         super().__init__()
-        if config.checkpoint is not None: raise InputError(f"checkpoint={config.checkpoint}: fasterrcnn starts from random weights; a checkpoint needs model='vitdet'")
         self.options, self.loaded = options, f"random (seed {config.seed})"
         self.expect(config.size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         check_size(self.size, "fasterrcnn")
-        self.backbone = resnet_fpn_backbone(backbone_name=options.backbone, weights=None, norm_layer=NORMS[options.norm], trainable_layers=5)
-        channels = self.backbone.out_channels
-        self.head = DetectionHead(config.classes, channels, TwoMLPHead(channels * 7 * 7, options.fc), options)
+        resnet = get_model(options.backbone, weights=None, norm_layer=NORMS[options.norm])
+        stages = {f"layer{i + 1}": str(i) for i in range(4)}
+        self.backbone = BackboneWithFPN(resnet, stages, [resnet.fc.in_features >> i for i in (3, 2, 1, 0)], options.width)
+        self.head = DetectionHead(config.classes, TwoMLPHead(options.width * 7 * 7, options.fc), options)
 
     def anchor_iou(self, boxes) -> np.ndarray:
         "IoU of each of (n, 4) boxes in pixels of the input with its best anchor."

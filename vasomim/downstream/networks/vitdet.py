@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn.functional import max_pool2d
 from torch.nn.functional import pad
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
-from ...checkpoint_encoders import load_encoder
 from ...core import InputError
 from ..detection_parts import DetectionHead
 from ..detection_parts import HeadOptions
@@ -60,13 +59,12 @@ def global_blocks(depth: int) -> set[int]:
 @dataclass(frozen=True)
 class Options(HeadOptions):
     window: int = 0     # side of the attention windows in tokens; 0: attention among all tokens; ViTDet: 14
-    width: int = 256    # channels of the pyramid and the heads; 256 is published, 32 to 64 is light enough for a CPU
     convs: int = 4      # convolutions of the box head; published: 4
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (("window", 0), ("width", 1), ("convs", 0)):
-            if getattr(self, name) < least: raise InputError(f"{name}={getattr(self, name)}: at least {least} is needed")
+        for name in ("window", "convs"):
+            if getattr(self, name) < 0: raise InputError(f"{name}={getattr(self, name)}: at least 0 is needed")
 
 def drop_prefix(vit: VisionTransformer):
     "Takes class and register tokens and their positions out of `vit`."
@@ -82,8 +80,7 @@ class ViTDet(Network):
 
     def __init__(self, config, options):
         super().__init__()
-        self.encoder, self.loaded = load_encoder(config.checkpoint, config.size, config.encoder, drop_path=config.drop_path, seed=config.seed)
-        vit, self.options = self.encoder, options
+        vit, self.options = self.take_encoder(config), options
         if tuple(vit.patch_embed.patch_size) != (16, 16): raise InputError(f"vitdet needs patches of 16x16 pixels, the encoder's are {'x'.join(map(str, vit.patch_embed.patch_size))}")
         self.expect(config.size, vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
         check_size(self.size, "vitdet")
@@ -94,7 +91,7 @@ class ViTDet(Network):
                 if i not in global_blocks(len(vit.blocks)): block.attn = WindowAttention(block.attn, vit.patch_embed.grid_size, options.window)
         self.pyramid = SimpleFeaturePyramid(vit.embed_dim, options.width)
         box_head = FastRCNNConvFCHead((options.width, 7, 7), [options.width] * options.convs, [options.fc], norm_layer=LayerNorm2d)
-        self.head = DetectionHead(config.classes, options.width, box_head, options, rpn_convs=2)
+        self.head = DetectionHead(config.classes, box_head, options, rpn_convs=2)
 
     def anchor_iou(self, boxes) -> np.ndarray:
         "IoU of each of (n, 4) boxes in pixels of the input with its best anchor."
