@@ -54,7 +54,7 @@ def plot_training(run) -> Figure:
         for seed, table in tables.items():
             mean = table.groupby("epoch")[name].mean()
             ax.plot(mean.index + 1, mean, lw=1.2, label=f"seed {seed}")
-        ax.set_title({"lr": "learning rate", "loss": "loss"}.get(name, name.replace("_", " ").removesuffix(" loss")), fontsize=10)
+        ax.set_title({"lr": "learning rate", "loss": "loss"}.get(name, name.replace("_", " ").replace("dice", "Dice")), fontsize=10)
     for seed, table in looks.items(): axes[-1].plot(table["epoch"] + 1, table["score"], marker="o", ms=3, lw=1.2, label=f"seed {seed}"); axes[-1].set_title("validation score, %", fontsize=10)
     for ax in axes: ax.set_xlabel("epoch"); ax.spines[["top", "right"]].set_visible(False)
     if len(tables) > 1: axes[0].legend(frameon=False, fontsize=8)

@@ -13,6 +13,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+import cv2
 import numpy as np
 import torch
 from ..core import InputError
@@ -118,12 +119,14 @@ def example_maps(network, data: LabelledData, ids: list[int], scores: Scores, th
 
 def draw_examples(maps: dict, kind: str) -> np.ndarray:
     "(H, W, 3) uint8: a row of pictures for each example. kind: that of the task."
-    pictures = []
-    for k, image in enumerate(maps["image"]):
-        truth, pred = maps["truth"], maps["prediction"]
+    pictures, larger = [], max(1, 360 // maps["image"].shape[-1])      # small pictures are enlarged, so that outlines stay thin
+    grown = lambda x: x.repeat(larger, 1).repeat(larger, 2)
+    images = [cv2.resize(x, None, fx=larger, fy=larger, interpolation=cv2.INTER_CUBIC) for x in maps["image"]]
+    truth, pred = (maps[name] if kind == "boxes" else grown(maps[name]) for name in ("truth", "prediction"))
+    for k, image in enumerate(images):
         if kind == "boxes":
             t, p = (x[x[:, 0] == k][:, 1:] for x in (truth, pred))
-            pictures += [box_overlay(image, np.zeros((0, 4))), box_overlay(image, p[:, :4], p[:, 4], t)]
+            pictures += [box_overlay(image, np.zeros((0, 4))), box_overlay(image, p[:, :4] * larger, p[:, 4], t * larger)]
         elif kind == "map": pictures += [segment_overlay(image, np.zeros_like(image)), segment_overlay(image, pred[k]), segment_overlay(image, truth[k])]
         else: pictures += [mask_overlay(image, np.zeros_like(image, bool)), mask_overlay(image, pred[k] > 0), mask_overlay(image, truth[k] > 0), mask_overlay(image, pred[k] > 0, truth[k] > 0)]
     return contact_sheet(pictures, columns=len(pictures) // len(maps["image"]))
