@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 from ...core import InputError
 from .base import Network
+from .base import to_stride
 
 # %% ../../../nbs/lib/35a_downstream.networks.unet_adapter.ipynb #e9b37c33
 def conv(inside: int, out: int, kernel: int = 3, act=nn.GELU) -> list[nn.Module]:
@@ -88,13 +89,12 @@ class Options:
         if self.base_channels < 1: raise InputError(f"base_channels={self.base_channels}: at least 1 is needed")
 
 class UNetAdapter(Network):
-    "A timm ViT with patches of 16 pixels, a pyramid of its last tokens and a UNet decoder. Source: paper section IV; CheXWorld."
+    "A timm ViT, a pyramid of its last tokens and a UNet decoder. Source: paper section IV; CheXWorld."
     Options = Options
 
     def __init__(self, config, options):
         super().__init__()
         vit, adapter = self.take_encoder(config), ADAPTERS[options.pyramid]
-        if tuple(vit.patch_embed.patch_size) != (16, 16): raise InputError(f"unet_adapter needs patches of 16x16 pixels, the encoder's are {'x'.join(map(str, vit.patch_embed.patch_size))}")
         self.expect(config.size, vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
         if any(side % adapter.multiple for side in self.size):
             raise InputError(f"size {self.size[0]}x{self.size[1]}: pyramid={options.pyramid!r} needs sides divisible by {adapter.multiple}")
@@ -103,10 +103,10 @@ class UNetAdapter(Network):
         self.adapter = adapter(vit.embed_dim, vit.patch_embed.proj.in_channels, config.classes, options.base_channels)
 
     def tokens(self, images: torch.Tensor) -> torch.Tensor:
-        "Normalised images -> tokens of the last block on their grid, (B, D, h, w)."
+        "Normalised images -> tokens of the last block on a grid of 16 pixels, (B, D, h, w)."
         vit: VisionTransformer = self.encoder
         patches = vit.forward_features(images)[:, vit.num_prefix_tokens:]
-        return patches.transpose(1, 2).unflatten(2, vit.patch_embed.grid_size)
+        return to_stride(patches.transpose(1, 2).unflatten(2, vit.patch_embed.grid_size), self.size)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.normalize(images)

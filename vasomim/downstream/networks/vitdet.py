@@ -21,6 +21,7 @@ from ..detection_parts import HeadOptions
 from ..detection_parts import anchor_iou
 from ..detection_parts import check_size
 from .base import Network
+from .base import to_stride
 
 # %% ../../../nbs/lib/35c_downstream.networks.vitdet.ipynb #8b5be8bf
 class SimpleFeaturePyramid(nn.Module):
@@ -75,13 +76,12 @@ def drop_prefix(vit: VisionTransformer):
     vit.num_prefix_tokens = 0
 
 class ViTDet(Network):
-    "Faster R-CNN on a timm ViT with patches of 16 pixels. Source: Li et al. 2022, ViTDet; paper section IV."
+    "Faster R-CNN on a timm ViT. Source: Li et al. 2022, ViTDet; paper section IV."
     task, Options = "detection", Options
 
     def __init__(self, config, options):
         super().__init__()
         vit, self.options = self.take_encoder(config), options
-        if tuple(vit.patch_embed.patch_size) != (16, 16): raise InputError(f"vitdet needs patches of 16x16 pixels, the encoder's are {'x'.join(map(str, vit.patch_embed.patch_size))}")
         self.expect(config.size, vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
         check_size(self.size, "vitdet")
         drop_prefix(vit)
@@ -98,10 +98,10 @@ class ViTDet(Network):
         return anchor_iou(boxes, self.options, self.size)
 
     def tokens(self, images: torch.Tensor) -> torch.Tensor:
-        "Normalised images -> tokens of the last block on their grid, (B, D, h, w)."
+        "Normalised images -> tokens of the last block on a grid of 16 pixels, (B, D, h, w)."
         vit: VisionTransformer = self.encoder
         x = vit.blocks(vit.norm_pre(vit.pos_drop(vit.patch_embed(images).flatten(1, -2) + vit.pos_embed)))
-        return x.transpose(1, 2).unflatten(2, vit.patch_embed.grid_size)
+        return to_stride(x.transpose(1, 2).unflatten(2, vit.patch_embed.grid_size), self.size)
 
     def forward(self, images: torch.Tensor, targets: list[dict] | None = None):
         x = self.normalize(images)
