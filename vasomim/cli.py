@@ -101,7 +101,7 @@ def finetune_and_draw(arguments: list[str]):
     run = finetune(parse(arguments, "vasomim finetune"))
     if "matplotlib" not in sys.modules: os.environ["MPLBACKEND"] = "Agg"
     from vasomim.figures_finetune import draw_finetuning, summarise
-    draw_finetuning(run); print(summarise(run)[["mean", "sd", "text"]].round(2).to_string(), f"pictures: {run / 'pictures'}", sep="\n")
+    draw_finetuning(run); print(summarise(run)[["mean", "sd", "text", "over_images"]].round(2).to_string(), f"pictures: {run / 'pictures'}", sep="\n")
 
 # %% ../nbs/lib/70_cli.ipynb #4df533cb
 def predict_folder(arguments: list[str]):
