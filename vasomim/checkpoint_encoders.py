@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MARK', 'OWN', 'seeded', 'create_vit', 'flatten_state', 'encoder_prefixes', 'EncoderFile', 'find_encoder',
-           'read_exported', 'read_checkpoint', 'read_timm', 'read_source', 'describe', 'fit_positions', 'take',
-           'load_encoder']
+           'read_exported', 'read_network', 'read_checkpoint', 'read_timm', 'read_source', 'describe', 'fit_positions',
+           'take', 'load_encoder']
 
 # %% ../nbs/lib/10a_checkpoint_encoders.ipynb #a70a506a
 import json
@@ -118,6 +118,15 @@ def read_exported(folder, source) -> EncoderFile:
     found = find_encoder(read_state(Path(folder) / "model.safetensors"), source, name)
     return replace(found, patch_size=tuple(found.tensors[MARK].shape[2:]), **facts)
 
+def read_network(folder, source) -> EncoderFile:
+    "The encoder of a fine-tuned network, see `downstream.product`."
+    try: facts = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")); name = facts["encoder"]
+    except (OSError, ValueError, KeyError) as e: raise InputError(f"{source}: {Path(folder) / 'config.json'} does not describe a network with an encoder ({type(e).__name__}: {e})") from e
+    state = read_state(Path(folder) / "model.safetensors")
+    found = find_encoder(state, source, name)
+    mean, std = (tuple(state[k].flatten().tolist()) for k in ("mean", "std"))
+    return replace(found, patch_size=tuple(found.tensors[MARK].shape[2:]), image_size=(facts["size"],) * 2, mean=mean, std=std)
+
 def read_checkpoint(path, source, encoder: str) -> EncoderFile:
     "A file of tensors: a checkpoint of a run, which says its architecture, or anything else, which is taken for an `encoder`."
     state = read_state(path)
@@ -148,8 +157,11 @@ def read_source(source, encoder: str, download: bool = False) -> EncoderFile:
     "The weights that `source` names: see the list above. Raises `InputError` when there is nothing that holds weights."
     if str(source).startswith("timm:"): return read_timm(str(source)[5:], download)
     path = Path(source).expanduser()
-    for folder in (path, path / "encoder"):
-        if (folder / "model.safetensors").is_file(): return read_exported(folder, source)
+    for folder in (path, path / "encoder", path / "network"):
+        if not (folder / "model.safetensors").is_file(): continue
+        tuned = '"network"' in (folder / "config.json").read_text(encoding="utf-8") if (folder / "config.json").is_file() else False
+        return read_network(folder, source) if tuned else read_exported(folder, source)
+    if any(path.glob("seed-*/network")): raise InputError(f"checkpoint={source}: a fine-tuning run of several seeds; name one of them, {source}/seed-0")
     if path.is_file():
         exported = path.name == "model.safetensors" and (path.parent / "config.json").is_file()
         return read_exported(path.parent, source) if exported else read_checkpoint(path, source, encoder)

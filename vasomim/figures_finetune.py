@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from .core import InputError
+from .downstream import outcome
 from .downstream.config import FinetuneConfig
 from .downstream.labelled import find_task
-from .downstream.outcome import draw_examples
 from .figures import read_metrics
 from .figures import save_figure
 from .stats import bootstrap_interval
@@ -23,9 +23,9 @@ from .stats import mean_sd
 # %% ../nbs/lib/60c_figures_finetune.ipynb #cf9212d5
 def seed_folders(run) -> dict[int, Path]:
     "seed -> folder of its run; raises `InputError` where there is none."
-    found = sorted((int(p.parent.name[5:]), p.parent) for p in Path(run).glob("seed-*/metrics.csv"))
+    found = {s: p for s, p in outcome.seed_folders(run).items() if (p / "metrics.csv").is_file()}
     if not found: raise InputError(f"{run}: no seed-*/metrics.csv in it; is it the folder of a fine-tuning run?")
-    return dict(found)
+    return found
 
 def read_scores(run) -> pd.DataFrame:
     "The rows of `results.csv` of a run; raises `InputError` where no seed has finished."
@@ -108,7 +108,7 @@ def plot_examples(run, seed: int | None = None) -> Figure:
     if not path.is_file(): raise InputError(f"{path}: no such file; a seed writes it when it has finished")
     with np.load(path) as z: maps = dict(z)
     kind = find_task(FinetuneConfig.read(folder).task).kind
-    sheet, titles = draw_examples(maps, kind), dict(boxes=["image", "found (scores) and true"], map=["image", "prediction", "truth"]).get(kind, ["image", "prediction", "truth", "both"])
+    sheet, titles = outcome.draw_examples(maps, kind), dict(boxes=["image", "found (scores) and true"], map=["image", "prediction", "truth"]).get(kind, ["image", "prediction", "truth", "both"])
     rows, columns = len(maps["image"]), len(titles)
     fig = Figure(figsize=(2.1 * columns, 2.1 * rows + 0.3), dpi=100, layout="constrained"); ax = fig.subplots()
     ax.imshow(sheet); ax.spines[:].set_visible(False)

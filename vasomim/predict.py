@@ -81,8 +81,8 @@ def read_ahead(pairs, prepare, ahead: int):
     def read(record, name):
         try:
             image = read_image(record)
-            rounded = (image * 255).round().byte()       # training images have 8 bits
-            return Item(record, name, rounded[0].numpy(), prepare(rounded / 255), checksum(image))
+            to_bytes = lambda x: (x * 255).round().byte()       # the network was trained on 8 bits, at its own size
+            return Item(record, name, to_bytes(image)[0].numpy(), to_bytes(prepare(image)) / 255, checksum(image))
         except ImageError as e: return e
         except InputError as e: return ImageError(record.id, str(e))
     waiting = deque()

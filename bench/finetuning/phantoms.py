@@ -23,6 +23,6 @@ for task in ("segmentation", "segments", "stenosis", "detection"):
     config = FinetuneConfig(task=task, seeds=tuple(given.seeds), run_dir=str(folder), cache_dir=str(given.runs / "labelled"), resume=(folder / "config.json").is_file(), threads=given.threads)
     rows += read_results(finetune(config) / "results.csv")
     parts = read_parts(config, say=lambda text: None)
-    rows += result_rows({"test": evaluate(Blind(parts["train"]), parts["test"])}, method="blind", data="phantoms", task=task, label_fraction=1.0, train_images=len(parts["train"]), size=config.size)
+    rows += result_rows({"test": evaluate(Blind(parts["train"]), parts["test"])}, method="blind", dataset="phantoms", task=task, fraction=1.0, train_images=len(parts["train"]), size=config.size)
 write_results(given.table, rows)
 for r in rows: print(f"{r['task']:13} {r['method']:8} {r['metric']:16} {float(r['value']):6.2f}  {r['seconds'] if 'seconds' in r else ''}")

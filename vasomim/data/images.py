@@ -80,11 +80,13 @@ def load_image(path,                     # file name or binary file object: PNG,
 
 # %% ../../nbs/lib/02_data.images.ipynb #338e8a4a
 def load_mask(path) -> torch.Tensor:
-    "One binary mask as (1, H, W) bool: above half of the file's full scale, or the non-zero one of two values; raises `ImageError`."
+    "One binary mask as (1, H, W) bool: above half of the file's full scale, or the non-zero one of two values; raises `ImageError`, also for class maps and gray pictures."
     a, white, _ = read_pixels(path)
     if not np.isfinite(a).all(): raise ImageError(path, "has values that are not finite (NaN or infinity)")
     high = a.max()
     two = a.min() == 0 and high > 0 and bool(((a == 0) | (a == high)).all())
+    if not two and 0 < high <= white/2: raise ImageError(path, f"is no mask: several values, the highest {high:g} of {white:g} (a map of classes?); a mask has two")
+    if not two and ((a > white/4) & (a < 3*white/4)).mean() > 0.25: raise ImageError(path, "is no mask: more than a quarter of it is gray (an angiogram?)")
     return torch.from_numpy(a > (0 if two else white/2))[None]
 
 # %% ../../nbs/lib/02_data.images.ipynb #a2a95fb6

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'COLUMNS', 'method_name', 'weights_hash', 'config_hash', 'result_rows', 'write_results', 'read_results',
-           'SeedsFolder', 'choose_examples', 'example_maps', 'draw_examples']
+           'seed_folders', 'SeedsFolder', 'choose_examples', 'example_maps', 'draw_examples']
 
 # %% ../../nbs/lib/50b_downstream.outcome.ipynb #a30432b9
 import csv
@@ -19,8 +19,9 @@ import torch
 from ..core import InputError
 from .config import FinetuneConfig
 from .evaluate import Scores
-from .evaluate import to_labels
 from .labelled import LabelledData
+from .labelled import fitted
+from .labelled import to_labels
 from .networks.base import find_network
 from .overlays import box_overlay
 from .overlays import contact_sheet
@@ -41,8 +42,8 @@ def method_name(config: FinetuneConfig) -> str:
         if "preset" in values: return values["preset"]
     return (at.stem if at.suffix in (".pt", ".pth", ".safetensors", ".bin") else at.name).replace("timm:", "")
 
-# %% ../../nbs/lib/50b_downstream.outcome.ipynb #6d36f760
-PLACES = frozenset("seed seeds name run_dir resume overwrite data_dir cache_dir device nproc threads save_every keep log_every accumulate compile checkpoint init_from".split())
+# %% ../../nbs/lib/50b_downstream.outcome.ipynb #38e46080
+PLACES = frozenset("seed seeds name run_dir resume overwrite data_dir cache_dir device precision nproc threads save_every keep log_every compile checkpoint init_from".split())
 
 def weights_hash(module: torch.nn.Module) -> str:
     "Ten digits for the values of all parameters and buffers."
@@ -50,13 +51,13 @@ def weights_hash(module: torch.nn.Module) -> str:
     for name, x in module.state_dict().items(): digest.update(name.encode()); digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:10]
 
-def config_hash(config: FinetuneConfig, weights: str = "") -> str:
-    "Ten digits for all settings that the expected result depends on; `weights`: of the checkpoint's encoder."
+def config_hash(config: FinetuneConfig, **more) -> str:
+    "Ten digits for all settings that the expected result depends on, and `more`: the checkpoint's content, the precision used, the number of processes where it matters."
     values = {k: v for k, v in json.loads(config.to_json()).items() if k not in PLACES}
-    return hashlib.sha256(json.dumps([values, weights], sort_keys=True).encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps([values, more], sort_keys=True).encode()).hexdigest()[:10]
 
-# %% ../../nbs/lib/50b_downstream.outcome.ipynb #09e70d6f
-COLUMNS = ("method", "model", "encoder", "checkpoint", "data", "task", "label_fraction", "seed", "part", "metric", "value", "images", "train_images", "size", "epochs", "steps", "config", "fingerprint", "commit",
+# %% ../../nbs/lib/50b_downstream.outcome.ipynb #30857df5
+COLUMNS = ("method", "model", "encoder", "checkpoint", "dataset", "task", "fraction", "seed", "part", "metric", "value", "images", "train_images", "size", "epochs", "steps", "config", "data_fingerprint", "commit",
            "hardware", "seconds")
 
 def result_rows(scores: dict[str, Scores], **facts) -> list[dict]:
@@ -75,25 +76,34 @@ def read_results(path) -> list[dict]:
     if not Path(path).is_file(): return []
     with open(path, newline="", encoding="utf-8") as f: return list(csv.DictReader(f))
 
-# %% ../../nbs/lib/50b_downstream.outcome.ipynb #7ed609d4
+# %% ../../nbs/lib/50b_downstream.outcome.ipynb #cf9212d5
+def seed_folders(run) -> dict[int, Path]:
+    "seed -> folder, in the order of the seeds; folders of other names (a copy) are not seeds."
+    return dict(sorted((int(p.name[5:]), p) for p in Path(run).glob("seed-*") if p.name[5:].isdigit()))
+
 class SeedsFolder(RunFolder):
     "The folder of runs that differ in the seed."
-    def begun(self) -> bool: return any(RunFolder(p).begun() for p in self.path.glob("seed-*"))
+    def begun(self) -> bool: return any(RunFolder(p).begun() for p in seed_folders(self.path).values())
     def of_seed(self, seed: int) -> RunFolder: return RunFolder(self.path / f"seed-{seed}", self.checkpoints.keep)
 
     def prepare(self, config: FinetuneConfig):
         "As of a run; the seeds that were there before stay in the configuration."
         resumed = config.resume and self.begun()
-        super().prepare(config)
+        super().prepare(self._of_seeds(config) if resumed else config)
         if not resumed: return
         old = FinetuneConfig.read(self.path)
         seeds = tuple(dict.fromkeys((*old.all_seeds, *config.all_seeds)))
         self.write("config.json", replace(old, seeds=seeds).to_json())
 
+    def check(self, config: FinetuneConfig) -> bool: return super().check(self._of_seeds(config) if config.resume and self.begun() else config)
+
+    def _of_seeds(self, config: FinetuneConfig) -> FinetuneConfig:
+        "The same with the folder's own `seed`: another one is added, not refused."
+        return replace(config, seed=FinetuneConfig.read(self.path).seed, seeds=config.all_seeds)
+
     def collect(self) -> list[dict]:
         "Writes `results.csv` from those of the seeds that have finished; the rows."
-        folders = sorted(self.path.glob("seed-*"), key=lambda p: int(p.name[5:]))
-        rows = [r for p in folders for r in read_results(p / "results.csv")]
+        rows = [r for p in seed_folders(self.path).values() for r in read_results(p / "results.csv")]
         write_results(self.path / "results.csv", rows)
         return rows
 
@@ -113,7 +123,7 @@ def example_maps(network, data: LabelledData, ids: list[int], scores: Scores, th
         with torch.no_grad(): pred = to_labels(network.eval()(images.to(device).float() / 255), threshold).cpu()
         return dict(out, truth=data.labels(ids)[:, 0].numpy(), prediction=pred[:, 0].numpy().astype(np.uint8))
     pack = lambda rows, width: np.array([(k, *r) for k, image in enumerate(rows) for r in image], np.float32).reshape(-1, width)      # (example, x1, y1, x2, y2, score)
-    scale = [data.size / max(data.table.loc[i, ["height", "width"]]) for i in ids]
+    scale = [fitted(tuple(data.table.loc[i, ["height", "width"]]), data.size)[1] for i in ids]
     found = [np.column_stack([p["boxes"] * s, p["scores"]])[p["scores"] >= threshold] for p, s in ((scores.boxes[i], s) for i, s in zip(ids, scale))]
     return dict(out, truth=pack([b.numpy() for b in data.labels(ids)], 5), prediction=pack(found, 6))
 

@@ -38,7 +38,7 @@ def network_folder(path, seed: int | None = None) -> Path:
     path = Path(path).expanduser()
     if (path / "model.safetensors").is_file() and (path / "config.json").is_file(): return path
     if (path / "network" / "config.json").is_file(): return path / "network"
-    seeds = sorted((int(p.parent.parent.name[5:]), p.parent) for p in path.glob("seed-*/network/config.json"))
+    seeds = sorted((int(p.parent.parent.name[5:]), p.parent) for p in path.glob("seed-*/network/config.json") if p.parent.parent.name[5:].isdigit())
     chosen = [p for s, p in seeds if seed is None or s == seed]
     if chosen: return chosen[0]
     if seeds: raise InputError(f"{path}: has no seed {seed}; it has {', '.join(str(s) for s, _ in seeds)}")

@@ -25,6 +25,10 @@ def choose_parts(source: Source,
                 ) -> dict[str, Source]:
     "`train`, `test` and, where there is one, `val`. Raises `InputError` where one is missing."
     if not 0 <= resplit < 1: raise InputError(f"resplit={resplit}: give the share of the images to test on, at least 0 and below 1")
+    groups = len({r.group for r in source})
+    if resplit and groups < 2:
+        raise InputError(f"{source.name}: resplit={resplit} needs two groups at least, and its {len(source)} images are one. Where patients are unknown, a folder counts as one sequence: "
+                         r"reader={'patient': PATTERN} finds them in the paths, reader={'sequence': '[^/]+$'} makes each image a group of its own (only if no two show the same run)")
     if resplit: source = split_groups(source, {"train": 1 - resplit, "test": resplit}, seed)
     source, have = check_split(source), Counter(r.split for r in source)
     missing = [s for s in ("train", "test") if not have[s]]
@@ -49,20 +53,18 @@ def label_notices(train: LabelledData, test: LabelledData) -> list[str]:
     "What is unusual about the labels, in sentences."
     notes = [f"{len(d.skipped)} {part} images are left out (first {d.skipped[0][0]}: {d.skipped[0][1]})" for part, d in (("training", train), ("test", test)) if d.skipped]
     notes += [f"{d.lost} boxes of the {part} images lie outside of their image or have no area and are left out" for part, d in (("training", train), ("test", test)) if d.lost]
-    present = {part: _present(d) for part, d in (("training", train), ("test", test))}
-    for part, classes in present.items():
-        if absent := [n for n, k in zip(train.task.names, classes) if k == 0]: notes.append(f"no {part} image has {', '.join(absent)}" + (": they cannot be learned" if part == "training" else ": they cannot be judged"))
-    if only := [n for n, a, b in zip(train.task.names, present["training"], present["test"]) if b and not a]: notes.append(f"in the test images only: {', '.join(only)}; they count with Dice 0")
-    empty = {part: sum(1 for k in _empty(d) if k) for part, d in (("training", train), ("test", test))}
-    return notes + [f"{n} of the {len(d)} {part} images have an empty label" for (part, n), d in zip(empty.items(), (train, test)) if n]
+    present = {"training": _present(train), "test": _present(test)}
+    for part, why in (("training", "learned"), ("test", "judged")):
+        if absent := [n for n, k in zip(train.task.names, present[part].sum(0)) if k == 0]: notes.append(f"no {part} image has {', '.join(absent)}: they cannot be {why}")
+    only = [n for n, a, b in zip(train.task.names, present["training"].sum(0), present["test"].sum(0)) if b and not a]
+    if only: notes.append(f"in the test images only: {', '.join(only)}; they count with Dice 0")
+    return notes + [f"{n} of the {len(has)} {part} images have an empty label" for part, has in present.items() if (n := int((~has.any(1)).sum()))]
 
 def _present(data: LabelledData) -> np.ndarray:
-    "Number of images that have each class."
-    count = np.zeros(len(data.task.names), int)
+    "(images, classes) bool: which classes each image has."
+    has = np.zeros((len(data), len(data.task.names)), bool)
     for i in range(len(data)):
-        label = data.labels([i])
-        if data.task.kind == "boxes": count += len(label[0]) > 0
-        else: count[np.unique(label[label > 0].numpy()).astype(int) - 1] += 1
-    return count
-
-def _empty(data: LabelledData) -> list[bool]: return [not len(data.labels([i])[0]) if data.task.kind == "boxes" else not bool(data.labels([i]).any()) for i in range(len(data))]
+        label = data.labels([i])[0]
+        if data.task.kind == "boxes": has[i] = len(label) > 0
+        else: has[i, np.unique(label[label > 0].numpy()).astype(int) - 1] = True
+    return has

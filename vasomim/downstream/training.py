@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['LabelledBatch', 'LabelledBatches', 'Finetuning']
 
-# %% ../../nbs/lib/49_downstream.training.ipynb #4a522ea0
+# %% ../../nbs/lib/49_downstream.training.ipynb #80ea65ff
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 import numpy as np
 import torch
+from ..core import InputError
 from ..core import RowRandom
 from .augment import Augment
 from .augment import augment_boxes
@@ -40,12 +42,12 @@ class LabelledBatches(StepBatches):
     def read(self, ids: np.ndarray) -> list[torch.Tensor]:
         images, labels = self.data.images(ids), self.data.labels(ids)
         if self.data.task.kind != "boxes": return [images, labels]
-        return [images, torch.cat(labels), torch.tensor([len(b) for b in labels]), self.data.extents(ids)]
+        return [images, torch.cat(labels), [len(b) for b in labels], self.data.extents(ids).tolist()]      # lists stay on the host
 
     def cut(self, index, tensors, step: int, start: int) -> LabelledBatch:
         random, images = self.random(step, start, "augment"), tensors[0]
         if self.data.task.kind != "boxes": images, labels = augment_masks(images, tensors[1], self.augment, random)
-        else: images, labels = augment_boxes(images, list(tensors[1].split(tensors[2].tolist())), self.augment, random, FILL, tensors[3])
+        else: images, labels = augment_boxes(images, list(tensors[1].split(tensors[2])), self.augment, random, FILL, tensors[3])
         return LabelledBatch(dict(image=images), labels, index, self.random(step, start, "method"))
 
 # %% ../../nbs/lib/49_downstream.training.ipynb #9557d526
@@ -74,9 +76,11 @@ class Finetuning(Method):
         if not self.every or (epoch + 1) % self.every: return None
         self.network.eval()
         scores = self._look(self.network, epoch, place)
-        better = scores["score"] > float(self.best)
+        score = float(torch.tensor(scores["score"], dtype=torch.float32))       # as `best` holds it
+        if math.isnan(score): raise InputError("the validation part gives no score (none of its images has what the task looks for); use select='last', patience=0 and look_every=0")
+        better = score > float(self.best)
         if better and place.first: self._keep(self.network)
-        if better: self.best.fill_(scores["score"]); self.waited.zero_()
+        if better: self.best.fill_(score); self.waited.zero_()
         else: self.waited += 1
         return scores
 

@@ -41,11 +41,11 @@ class StepBatches:
             self._order = epoch, self.data.order(np.random.default_rng(derive_seed(self.seed, "order", epoch)))
         return self._order[1][place * self.batch_size:(place + 1) * self.batch_size]
 
-    def read(self, ids: np.ndarray) -> list[torch.Tensor]:
-        "What `cut` needs of these rows, beside their numbers."
+    def read(self, ids: np.ndarray) -> list:
+        "What `cut` needs of these rows, beside their numbers; tensors go to the device, anything else stays."
         raise NotImplementedError
 
-    def cut(self, index: torch.Tensor, tensors: list[torch.Tensor], step: int, start: int):
+    def cut(self, index: torch.Tensor, tensors: list, step: int, start: int):
         "The batch of rows `start`, `start` + 1, ... of the global one, from what `read` gave, now on the device."
         raise NotImplementedError
 
@@ -53,7 +53,7 @@ class StepBatches:
         start = (part * self.world + self.rank) * self.rows
         ids = self.ids(step)[start:start + self.rows]
         tensors = [torch.from_numpy(np.ascontiguousarray(ids)), *self.read(ids)]
-        return [t.pin_memory() if t.device.type == "cpu" else t for t in tensors] if self.device.type == "cuda" else tensors
+        return [t.pin_memory() if torch.is_tensor(t) and t.device.type == "cpu" else t for t in tensors] if self.device.type == "cuda" else tensors
 
     def __call__(self, step: int, part: int = 0, ahead: bool = True):
         "The batch of this process for accumulation step `part`; the next one is read meanwhile."
@@ -61,14 +61,14 @@ class StepBatches:
         if ahead:
             following = (step, part + 1) if part + 1 < self.accumulate else (step + 1, 0)
             self._pending = {following: self._reader.submit(self._read, *following)}
-        index, *tensors = [t.to(self.device, non_blocking=True) for t in raw.result()]
+        index, *tensors = [t.to(self.device, non_blocking=True) if torch.is_tensor(t) else t for t in raw.result()]
         return self.cut(index, tensors, step, (part * self.world + self.rank) * self.rows)
 
     def whole(self, step: int):
         "The global batch of a step, in this process, on the CPU."
         alone = copy(self)
         alone.world, alone.rank, alone.accumulate, alone.rows, alone.device = 1, 0, 1, self.batch_size, torch.device("cpu")
-        index, *tensors = [t.cpu() for t in alone._read(step, 0)]
+        index, *tensors = [t.cpu() if torch.is_tensor(t) else t for t in alone._read(step, 0)]
         return alone.cut(index, tensors, step, 0)
 
     def random(self, step: int, start: int, *purpose) -> RowRandom:

@@ -86,11 +86,16 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(method.param_groups(), lr=0.0, betas=self.recipe.betas, fused=fused)
         for group in self.optimizer.param_groups: group["decays"] = group["weight_decay"] > 0
         self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
-        self._rows, self._tensors = [], []
+        self._rows, self._tensors, self._before, self._since = [], [], 0.0, 0.0
 
     # --- state -------------------------------------------------------------------------------------------------
     def state(self) -> dict:
-        return dict(method=self.method.state_dict(), optimizer=self.optimizer.state_dict(), config=self.config.to_json())
+        return dict(method=self.method.state_dict(), optimizer=self.optimizer.state_dict(), config=self.config.to_json(), seconds=self.seconds)
+
+    @property
+    def seconds(self) -> float:
+        "Time spent in training so far, that before a resume included."
+        return self._before + (time.perf_counter() - self._since if self._since else 0.0)
 
     def restore(self) -> bool:
         "Takes up the newest whole checkpoint; whether there was one."
@@ -98,7 +103,7 @@ class Trainer:
         if state is None: return False
         load_weights(self.method, state["method"], "the checkpoint")
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = int(state["step"])
+        self.step, self._before = int(state["step"]), float(state.get("seconds", 0.0))
         return True
 
     def save(self):
@@ -188,9 +193,11 @@ class Trainer:
             self.metrics, self.board = MetricsFile(self.run.path / "metrics.csv", self.step), board(self.run.path / "tensorboard", self.step)
             self.validation = MetricsFile(self.run.path / "validation.csv", self.step)
             self._announce()
+        self._since = time.perf_counter()
         every, started, progress = max(1, round(config.save_every * self.batches.steps_per_epoch)), self.step, Progress(self.total, self.step, place.first)
         with Stop() as stop:
-            while self.step < self.total and not self.method.enough():
+            done = self.method.enough()
+            while self.step < self.total and not done:
                 if self.step % self.batches.steps_per_epoch == 0: self.method.before_epoch(self.step // self.batches.steps_per_epoch, self.batches)
                 self.train_step()
                 look = self.step % config.log_every == 0 or self.step == self.total
@@ -201,7 +208,6 @@ class Trainer:
                 done = self._end_of_epoch() if self.step % self.batches.steps_per_epoch == 0 else False
                 wanted = place.any(stop.signal is not None) if look or place.world == 1 else False
                 if self.step % every == 0 or self.step == self.total or wanted or done: self.save()
-                if done: break
                 if wanted:
                     self._close(progress, "interrupted")
                     raise Interrupted(stop.signal or signal.SIGTERM, f"stopped by a signal after step {self.step} of {self.total}; the state is saved, resume=True goes on")
@@ -227,6 +233,7 @@ class Trainer:
 
     def _close(self, progress: Progress, state: str):
         progress.close(); self.batches.close()
+        self._before, self._since = self.seconds, 0.0
         if self.place.first:
             self.board.close()
             self.run.status(state=state, step=self.step, of=self.total, images_seen=self.step * self.config.batch_size)

@@ -73,20 +73,25 @@ class RunFolder:
         self.checkpoints, self.pictures, self.encoder = Checkpoints(self.path / "checkpoints", keep), self.path / "pictures", self.path / "encoder"
 
     def prepare(self, config: TrainingConfig):
-        "Creates or checks the folder; raises `InputError` when it cannot be written or holds something that this call may not touch."
-        used = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
-        if used and not (self.path / "config.json").is_file():
-            raise InputError(f"run_dir={self.path}: exists and is not a run of this package; choose another folder")
-        if used and not self.begun(): used = False      # an attempt that stopped before its first step holds nothing
+        "Creates the folder, or goes on with it; raises as `check`, and when it cannot be written."
+        used = self.check(config)
         if used and config.overwrite: shutil.rmtree(self.path)
-        elif used and config.resume: self._must_agree(config)
-        elif used: raise InputError(f"run_dir={self.path}: holds a run already; resume=True goes on with it, overwrite=True deletes it")
-        elif config.resume and not (self.path / "config.json").is_file(): raise InputError(f"run_dir={self.path}: there is no run to resume")
         try:
             for folder in (self.path, self.pictures): folder.mkdir(parents=True, exist_ok=True)
             if not (used and config.resume):     # a resumed run keeps the files of its beginning
                 self.write("config.json", config.to_json()); self.write("environment.json", json.dumps(environment(), indent=2))
         except OSError as e: raise InputError(f"run_dir={self.path}: cannot be written ({e.strerror}); choose a folder you may write to") from e
+
+    def check(self, config: TrainingConfig) -> bool:
+        "Whether there is something in the folder already; raises `InputError` when this configuration may not touch it. Changes nothing."
+        used = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        if used and not (self.path / "config.json").is_file():
+            raise InputError(f"run_dir={self.path}: exists and is not a run of this package; choose another folder")
+        if used and not self.begun(): used = False      # an attempt that stopped before its first step holds nothing
+        if used and config.resume: self._must_agree(config)
+        elif used and not config.overwrite: raise InputError(f"run_dir={self.path}: holds a run already; resume=True goes on with it, overwrite=True deletes it")
+        elif not used and config.resume and not (self.path / "config.json").is_file(): raise InputError(f"run_dir={self.path}: there is no run to resume")
+        return used
 
     def begun(self) -> bool:
         "Whether anything has been computed here."
@@ -94,7 +99,7 @@ class RunFolder:
 
     def _must_agree(self, config):
         changed = differences(type(config).read(self.path), config)
-        if changed: raise InputError(f"run_dir={self.path}: cannot resume with other settings ({'; '.join(changed)}); use the old ones, or another run_dir with init_from")
+        if changed: raise InputError(f"run_dir={self.path}: cannot resume with other settings ({'; '.join(changed)}); use the old ones, or begin anew in another run_dir")
 
     def remember_data(self, facts: dict):
         "Writes `data.json`, or, in a resumed run, raises `InputError` when the data are not those of the beginning."

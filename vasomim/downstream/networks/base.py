@@ -15,7 +15,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 from ...checkpoint_encoders import load_encoder
 from ...checkpoint_encoders import seeded
 from ...core import InputError
@@ -49,16 +48,22 @@ def to_stride(tokens: torch.Tensor,  # (B, D, h, w)
     wanted = tuple(side // stride for side in size)
     return tokens if tuple(tokens.shape[2:]) == wanted else F.interpolate(tokens, wanted, mode="bilinear", antialias=True)
 
-# %% ../../../nbs/lib/35_downstream.networks.base.ipynb #8a5666cd
+# %% ../../../nbs/lib/35_downstream.networks.base.ipynb #4f9577a6
+class _SumOfAll(torch.autograd.Function):
+    "Sum over all processes, whose gradient is the sum of theirs."
+    @staticmethod
+    def forward(ctx, x): x = x.clone(); dist.all_reduce(x); return x
+    @staticmethod
+    def backward(ctx, gradient): gradient = gradient.contiguous().clone(); dist.all_reduce(gradient); return gradient
+
 class SharedBatchNorm(nn.BatchNorm2d):
     "Batch norm over the batches of all processes, on any device."
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training: return super().forward(x)
         y = x.float()
-        sums = all_reduce(torch.cat([y.sum((0, 2, 3)), (y * y).sum((0, 2, 3)), y.new_tensor([y.numel() / y.shape[1]])]))
-        n, (total, squares) = sums[-1], sums[:-1].chunk(2)
-        mean = total / n
-        var = (squares / n - mean * mean).clamp(min=0)
+        *total, n = _SumOfAll.apply(torch.cat([y.sum((0, 2, 3)), y.new_tensor([y.numel() / y.shape[1]])]))
+        mean = torch.stack(total) / n
+        var = _SumOfAll.apply((y - mean.view(1, -1, 1, 1)).square().sum((0, 2, 3))) / n      # in two passes: exact also far from 0
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum); self.running_var.lerp_(var * n / (n - 1), self.momentum)
