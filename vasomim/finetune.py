@@ -67,13 +67,16 @@ def read_parts(config: FinetuneConfig, say=print) -> dict[str, LabelledData]:
     if config.data == "phantoms": source = phantom_source(config.phantoms, size=config.phantom_size, seed=config.split_seed)
     else: source = open_source(Path(config.data_dir).expanduser(), config.dataset, **config.reader)
     for notice in source.notices: say(notice if notice.startswith(source.name) else f"{source.name}: {notice}")
-    bare = Counter(r.split or "images" for r in source if task.label not in r.labels)
+    bare, odd = Counter(r.split or "images" for r in source if task.label not in r.labels), [(p.path, p.reason) for p in source.problems]
+    for path, reason in odd[:5]: say(f"{source.name}: {path}: {reason}" + (f"; {len(odd) - 5} more in data.json" if len(odd) > 5 and (path, reason) == odd[4] else ""))
     if bare and bare.total() < len(source):
         say(f"{source.name}: without a {task.label}, and left out: " + ", ".join(f"{n} {s}" for s, n in bare.items()))
         source = source.where(lambda r: task.label in r.labels)
     parts = choose_parts(source, config.resplit, config.split_seed)
     if config.looks and "val" not in parts: raise InputError(f"select='best', patience and look_every need a validation part, which {source.name} does not have; the test part is never looked at")
-    return {name: read_labelled(parts[name], task, config.size, config.cache_dir) for name in parts if name != "val" or config.looks}
+    data = {name: read_labelled(parts[name], task, config.size, config.cache_dir) for name in parts if name != "val" or config.looks}
+    data["train"].problems = tuple(odd)      # kept with the run
+    return data
 
 def fitting_batch(config: FinetuneConfig, images: int, world: int = 1) -> int:
     "The batch size, or, of a training set that is smaller, as many images as can be shared evenly; raises `InputError` where not even that works."
@@ -153,7 +156,7 @@ def train_seed(config: FinetuneConfig, data: dict[str, LabelledData], place: Pla
     say(f"weights: {network.loaded}")
     if batch < config.batch_size: say(f"batches of {batch} instead of {config.batch_size}: there are {len(train)} training images")
     if place.first: run.remember_data(dict(known, subset=train.fingerprint, images=len(train), groups=int(train.table["group"].nunique()), batch=batch, weights=network.loaded,
-                                           left_out=[f"{i}: {why}" for part in data.values() for i, why in part.skipped]))
+                                           left_out=[f"{i}: {why}" for part in data.values() for i, why in (*part.skipped, *part.problems)]))
     batches = LabelledBatches(train, config.augmentation, batch, config.seed, place.world, place.rank, config.accumulate, place.device)
     trainer = Trainer(_method(config, network, data, run), batches, run, replace(config, batch_size=batch), place)
     trainer.fit()

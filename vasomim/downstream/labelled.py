@@ -124,13 +124,15 @@ def prepare(record, task: Task, size: int) -> Prepared:
             image, lost = fit(image, size), len(np.asarray(given).reshape(-1, 4)) - len(boxes)
             label = boxes * fitted(shape, size)[1]
         else: label, image, lost = stretch_label(check_label(record.label(task.label), shape, task), size).numpy(), stretch(image, size), 0
-    except ImageError: raise
+    except ImageError as e: raise ImageError(record.id, e.reason) from e      # by its identity: a path would name somebody's folder
     except InputError as e: raise ImageError(record.id, str(e).removeprefix(f"{record.id}: ")) from e
     return Prepared((image * 255).round().byte().numpy(), label, shape, lost)
 
 # %% ../../nbs/lib/34_downstream.labelled.ipynb #55573901
 class LabelledData:
     "Images and labels of one task at one size. `table` has one row per image: id, source, split, group (patient, or the image itself where patients are hidden), height, width."
+    problems = ()     # what the reader of the source left out or repaired, (path, reason)
+
     def __init__(self, task: Task, images, labels, table: pd.DataFrame, fingerprint: str, skipped=(), lost: int = 0, records=None, rows=None):
         self.task, self._images, self._labels, self._table, self.fingerprint, self.skipped, self.lost, self._records = task, images, labels, table, fingerprint, tuple(skipped), lost, records
         self.rows = np.arange(len(table)) if rows is None else np.asarray(rows)

@@ -79,12 +79,13 @@ class RunFolder:
         try:
             for folder in (self.path, self.pictures): folder.mkdir(parents=True, exist_ok=True)
             if not (used and config.resume):     # a resumed run keeps the files of its beginning
+                (self.path / "data.json").unlink(missing_ok=True)      # of an attempt that computed nothing
                 self.write("config.json", config.to_json()); self.write("environment.json", json.dumps(environment(), indent=2))
         except OSError as e: raise InputError(f"run_dir={self.path}: cannot be written ({e.strerror}); choose a folder you may write to") from e
 
     def check(self, config: TrainingConfig) -> bool:
         "Whether there is something in the folder already; raises `InputError` when this configuration may not touch it. Changes nothing."
-        used = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        used = self.path.exists() and (not self.path.is_dir() or any(p.is_file() for p in self.path.rglob("*")))
         if used and not (self.path / "config.json").is_file():
             raise InputError(f"run_dir={self.path}: exists and is not a run of this package; choose another folder")
         if used and not self.begun(): used = False      # an attempt that stopped before its first step holds nothing
