@@ -135,8 +135,8 @@ def hardware(place: Place) -> str:
     what = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else f"{place.device.type}, {torch.get_num_threads()} thread(s)"
     return what + (f" x {place.world}" if place.world > 1 else "")
 
-# %% ../nbs/lib/51_finetune.ipynb #ea2fecc1
-def _training_part(config: FinetuneConfig, data: dict[str, LabelledData], say) -> LabelledData:
+# %% ../nbs/lib/51_finetune.ipynb #b1dbdb53
+def _training_part(config: FinetuneConfig, data: dict[str, LabelledData], network: Network, say) -> LabelledData:
     "The labels that this seed may use; says what is unusual about them."
     whole = data["train"]
     train = whole.subset(label_subset(whole.table, config.label_fraction, config.seed))
@@ -144,14 +144,15 @@ def _training_part(config: FinetuneConfig, data: dict[str, LabelledData], say) -
         share = len(train) / len(whole)
         say(f"{len(train)} of {len(whole)} training images" + (f": label_fraction={config.label_fraction} became {share:.2f}, as patients are not torn apart" if share > 1.5 * config.label_fraction else ""))
         say(*label_notices(train, data["test"]), sep="\n")
-    if train.task.kind == "boxes": say(anchor_notice(build_network(config), train))
+    if train.task.kind == "boxes": say(anchor_notice(network, train))
     return train
 
 def train_seed(config: FinetuneConfig, data: dict[str, LabelledData], place: Place, run: RunFolder, known: dict, say=print) -> list[dict]:
     "Trains and judges one seed under the `known` conditions; its rows of results."
     if config.resume and (done := read_results(run.path / "results.csv")): return done
     if place.first: run.prepare(replace(config, resume=config.resume and (run.path / "config.json").is_file()))
-    train, network = _training_part(config, data, say), build_network(config)
+    network = build_network(config)
+    train = _training_part(config, data, network, say)
     batch = fitting_batch(config, len(train), place.world)
     say(f"weights: {network.loaded}")
     if batch < config.batch_size: say(f"batches of {batch} instead of {config.batch_size}: there are {len(train)} training images")

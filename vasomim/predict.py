@@ -123,20 +123,23 @@ def _finish(item: Item, found, predictor, tables: Tables, overlay: bool, began: 
     facts = dict(id=item.record.id, name=item.name, height=item.shape[0], width=item.shape[1], pixels=item.pixels)
     tables.add(dict(**facts, **predictor.row(found), seconds=f"{time.perf_counter() - began:.4f}"), predictor.boxes(found))
 
+def _predict(items: list, predictor, tables: Tables, overlays: bool):
+    began = time.perf_counter()
+    results = predictor(items)
+    share = (time.perf_counter() - began) / max(1, len(items))
+    for item, found in zip(items, results): _finish(item, found, predictor, tables, overlays, time.perf_counter() - share)
+
 def _work(todo: list, predictor, tables: Tables, options: PredictOptions) -> list[ImageError]:
     "Predicts and writes (record, name) pairs; the images that could not be read."
     bad, n, stream = [], options.batch_size, read_ahead(todo, predictor.prepare, options.batch_size)
     with tables, torch.inference_mode(), tqdm(total=len(todo), desc="predicting", unit="image", disable=_quiet()) as bar:
         while batch := list(islice(stream, n)):
-            items, errors = [b for b in batch if isinstance(b, Item)], [b for b in batch if isinstance(b, ImageError)]
-            bad += errors
+            bad += (errors := [b for b in batch if isinstance(b, ImageError)])
             if errors and (root := todo[0][0].root) and not Path(root).is_dir():
                 raise InputError("the folder of the images is gone (a disk or a share that was taken away?); what is finished is kept: run the same command again when it is back")
-            began = time.perf_counter()
-            results = predictor(items)
-            share = (time.perf_counter() - began) / max(1, len(items))
-            for item, found in zip(items, results): _finish(item, found, predictor, tables, options.overlays, time.perf_counter() - share)
+            _predict([b for b in batch if not isinstance(b, ImageError)], predictor, tables, options.overlays)
             bar.update(len(batch))
+            batch.clear()       # before the next ones are read
     return bad
 
 # %% ../nbs/lib/52_predict.ipynb #008e816c

@@ -5,7 +5,7 @@
         --decoder-dim 192 --decoder-depth 2 --batch-size 32 --epochs 85 --warmup-epochs 4 --threads 1 --seed 0; done
     python bench/finetuning/study.py --data ../shared/data --runs runs/study --table figures/finetuning.csv
 
-Small enough for two processor cores: ViT-Ti/16, 128 pixels, about 400 optimiser steps of 8 images. It can be stopped at any time; the same command goes on. --list shows what is done.
+Small enough for two processor cores: ViT-Ti/16, 128 pixels, 400 to 620 optimiser steps of 8 images. It can be stopped at any time; the same command goes on. --list shows what is done.
 """
 import argparse
 import json
@@ -22,7 +22,7 @@ COMMON = dict(size=128, batch_size=8, lr=1e-3, drop_path=0.0, seeds=SEEDS, threa
 VIT, UNET = dict(model="unet_adapter", options=dict(base_channels=8)), dict(model="unet", options=dict(backbone="resnet18", base_channels=8))
 VITDET = dict(model="vitdet", options=dict(width=64, convs=1, fc=128, samples=(64, 64), proposals=(200, 100)))
 RCNN = dict(model="fasterrcnn", options=dict(backbone="resnet18", width=64, fc=128, samples=(64, 64), proposals=(200, 100)))
-SETS = {    # name -> folder, settings; epochs make about 400 steps
+SETS = {    # name -> folder, settings; epochs make 400 to 620 steps
     "dca1": ("dca1", dict(data="dca1", epochs=80)),
     "xcad": ("xcad", dict(data="xcad", resplit=0.5, epochs=133)),
     "arcade-v": ("arcade", dict(data="arcade-v", label_fraction=0.2, epochs=16)),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AVERAGES', 'mask_counts', 'dice_from_counts', 'dice', 'cldice', 'class_counts', 'class_dice', 'image_scores',
-           'average_dice', 'mean_class_dice', 'class_table', 'detection_ap', 'best_anchor_iou', 'anchor_share']
+           'average_dice', 'mean_class_dice', 'class_table', 'detection_ap']
 
 # %% ../../nbs/lib/33_downstream.metrics.ipynb #344de335
 import numpy as np
@@ -167,20 +167,3 @@ def detection_ap(predictions,  # per image: dict(boxes (n, 4), scores (n,), labe
     evaluator.evaluate(); evaluator.accumulate(); evaluator.summarize()
     keys = ("mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large")
     return {**{k: float(v) if v >= 0 else np.nan for k, v in zip(keys, evaluator.stats)}, "images": len(targets), "boxes": len(truth)}
-
-# %% ../../nbs/lib/33_downstream.metrics.ipynb #a13471f2
-def best_anchor_iou(boxes,             # (n, 4) x1, y1, x2, y2 in pixels of the network's input
-                    sizes,             # sides of the anchors in pixels, of all levels
-                    ratios=(0.5, 1.0, 2.0),  # height / width
-                   ) -> np.ndarray:
-    "IoU of each box with the best anchor centred on it, (n,) float64. An anchor of side s and ratio r is s / sqrt(r) wide and s * sqrt(r) high."
-    boxes, (s, r) = np.asarray(boxes, float).reshape(-1, 1, 4), np.meshgrid(np.ravel(sizes).astype(float), np.ravel(ratios))
-    width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
-    w, h = (s / np.sqrt(r)).ravel(), (s * np.sqrt(r)).ravel()
-    both = np.minimum(width, w) * np.minimum(height, h)
-    return (both / (width * height + w * h - both)).max(1)
-
-def anchor_share(boxes, sizes, ratios=(0.5, 1.0, 2.0)) -> float:
-    "Share of boxes with a centred anchor of IoU >= 0.5; NaN without boxes. Arguments as in `best_anchor_iou`."
-    found = best_anchor_iou(boxes, sizes, ratios) >= 0.5
-    return float(found.mean()) if len(found) else np.nan

@@ -38,7 +38,8 @@ class Options(HeadOptions):
 
 class FasterRCNN(Network):
     "Faster R-CNN on a ResNet-FPN with random weights. It has no ViT: `checkpoint` is refused, `encoder` and `drop_path` say nothing to it. Source: Ren et al. 2015, Lin et al. 2017; torchvision."
-    task, Options, takes_checkpoint = "detection", Options, False
+    task, Options = "detection", Options
+    takes_checkpoint = False
 
     def __init__(self, config, options):
         super().__init__()

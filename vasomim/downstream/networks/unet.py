@@ -25,7 +25,8 @@ class Options:
 
 class UNet(Network):
     "segmentation_models_pytorch.Unet with random weights. It has no ViT: `checkpoint` is refused, `encoder` and `drop_path` say nothing to it."
-    Options, takes_checkpoint = Options, False
+    Options = Options
+    takes_checkpoint = False
 
     def __init__(self, config, options):
         super().__init__()
