@@ -143,7 +143,7 @@ def _training_part(config: FinetuneConfig, data: dict[str, LabelledData], networ
     if config.label_fraction < 1:
         share = len(train) / len(whole)
         say(f"{len(train)} of {len(whole)} training images" + (f": label_fraction={config.label_fraction} became {share:.2f}, as patients are not torn apart" if share > 1.5 * config.label_fraction else ""))
-        say(*label_notices(train, data["test"]), sep="\n")
+        for notice in label_notices(train, data["test"]): say(notice)
     if train.task.kind == "boxes": say(anchor_notice(network, train))
     return train
 
@@ -187,7 +187,7 @@ def finetune(config: FinetuneConfig) -> Path:
         config = replace(config, overwrite=False)
         say(f"run folder: {run.path}\n{config.task} on {config.data}: {len(data['train'])} images to train on, {len(data['test'])} to test on", flush=True)
         say(f"protocol of the paper: {protocol_of(config.data, config.task, config.data_dir) or 'none for this data'}")
-        if config.label_fraction == 1: say(*label_notices(data["train"], data["test"]), sep="\n")
+        for notice in label_notices(data["train"], data["test"]) if config.label_fraction == 1 else (): say(notice)
         for k, seed in enumerate(config.all_seeds, 1):
             say(f"seed {seed} ({k} of {len(config.all_seeds)})", flush=True)
             one = run.of_seed(seed)
