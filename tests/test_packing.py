@@ -98,9 +98,9 @@ def plain(place, source):
 
 @pytest.fixture(scope="module")
 def many(place):
-    "160 pictures that take a while, also of a starved machine, and the set that an undisturbed command makes of them."
+    "40 pictures that take a while, and the set that an undisturbed command makes of them."
     (place / "many").mkdir()
-    for i in range(160): save_image(place / "many" / f"{i}.png", picture(i, 192))
+    for i in range(40): save_image(place / "many" / f"{i}.png", picture(i, 192))
     pack_folder(PackOptions(str(place / "many"), str(place / "many-packed"), processes=1, **FLAGS))
     return place / "many"
 
