@@ -116,11 +116,16 @@ def aside(work, *arguments):
     return process
 
 
+def hears_ctrl_c():
+    "Tests that run in the background of a shell have Ctrl-C switched off, and what they start inherits that."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def command(folder, out, *more, head=(), **env):
     "`vasomim data pack` in a process and a group of its own."
     flags = [x for k, v in FLAGS.items() for x in ("--" + k.replace("_", "-"), str(v))]
     return subprocess.Popen([*head, sys.executable, "-m", "vasomim.cli", "data", "pack", str(folder), str(out), *flags, *map(str, more)], cwd=Path(out).parent, env={**environment(), **env},
-                            text=True, encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+                            text=True, encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=hears_ctrl_c)
 
 
 def wait_for(what, process=None, seconds=120):
