@@ -113,3 +113,11 @@ def packed(work):
 def whole(work, packed):
     "The uninterrupted run, all of its checkpoints kept."
     return train(work / "whole", data_dir=str(packed), keep=STEPS)
+
+
+@pytest.fixture
+def fast_compile(monkeypatch):
+    "torch.compile without its slow part: modules are wrapped as ever, and then run as they are."
+    real, used = torch.nn.Module.compile, []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: (used.append(type(self).__name__), real(self, **options))[1])
+    with torch.compiler.set_stance("force_eager"): yield used

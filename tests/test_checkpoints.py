@@ -4,20 +4,11 @@ import json
 import pytest
 import timm
 import torch
-import torch.nn as nn
 from safetensors.torch import load_file
 
 from conftest import STEPS, TINY, as_after, same_weights, train, weights
 
 MODEL = TINY["model"]
-
-
-@pytest.fixture
-def fast_compile(monkeypatch):
-    "torch.compile without its slow part: modules are wrapped as ever, and then run as they are."
-    real, used = nn.Module.compile, []
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: (used.append(type(self).__name__), real(self, **options))[1])
-    with torch.compiler.set_stance("force_eager"): yield used
 
 
 def close(a, b):

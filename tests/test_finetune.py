@@ -147,9 +147,8 @@ def test_best_weights_survive_a_kill_right_after_a_look(runs):
         for file in ("validation.csv", "classes.csv"): assert (run / seed / file).read_bytes() == (whole / seed / file).read_bytes(), (seed, file)
         looks = [float(r["score"]) for r in rows(run / seed / "validation.csv")]
         assert [r["epoch"] for r in rows(run / seed / "validation.csv")] == [str(e) for e in range(6)]
-        kept, product = torch.load(run / seed / "best.pt", weights_only=True), load_file(run / seed / "network" / "model.safetensors")
-        last = torch.load(run / seed / "checkpoints" / "step-00000012.pt", weights_only=True)["method"]
-        assert all(torch.equal(v, product[k]) for k, v in kept.items()) and float(last["best"]) == pytest.approx(max(looks), abs=1e-4)
+        product, last = load_file(run / seed / "network" / "model.safetensors"), torch.load(run / seed / "checkpoints" / "step-00000012.pt", weights_only=True)["method"]
+        assert all(torch.equal(v, last[f"kept.{k}"]) for k, v in product.items()) and float(last["best"]) == pytest.approx(max(looks), abs=1e-4)
         changed = any(not torch.equal(v, last[f"network.{k}"]) for k, v in product.items())
         assert changed == (looks.index(max(looks)) != 5)
         value = next(float(r["value"]) for r in rows(run / seed / "results.csv") if r["part"] == "val" and r["metric"] == "dice")
@@ -281,7 +280,7 @@ def test_killed_on_two_processes_and_resumed_on_one(together):
 def test_every_file_of_weights_loads_without_pickled_code(runs):
     for name in ("masks", "boxes", "looks"):
         files = [f for f in runs[name][2].rglob("*") if f.suffix in (".pt", ".safetensors")]
-        assert sum(f.name.startswith("step-") for f in files) >= 4 and sum(f.name == "best.pt" for f in files) == (2 if name == "looks" else 0)
+        assert sum(f.name.startswith("step-") for f in files) >= 4 and len(files) > sum(f.name.startswith("step-") for f in files)
         for f in files:
             state = load_file(f) if f.suffix == ".safetensors" else torch.load(f, weights_only=True)
             assert all(isinstance(v, torch.Tensor) for v in (state["method"] if f.name.startswith("step-") else state).values()), f
@@ -572,3 +571,81 @@ def test_loss_that_is_not_a_number_stops_with_step_and_file(work, tmp_path, kind
     with np.load(saved) as z: assert z["image"].shape[0] == 4 and np.isfinite(z["image"]).all() and len(z["index"]) == 4
     status = json.loads((seed / "status.json").read_text(encoding="utf-8"))
     assert status["state"] == "failed" and status["reason"] == "loss is not finite" and not (seed / "results.csv").exists() and not (seed / "network").exists()
+
+
+def test_update_that_destroys_the_weights_is_no_result(work, tmp_path):
+    "The loss of the only step is fine, what it does to the weights is not: nothing is scored, as a mask of NaN is empty and often right."
+    options = dict(MASKS, task="stenosis", cache_dir=str(work / "labelled"), epochs=1, batch_size=8, drop_path=0.0, lr=1e38)
+    with pytest.raises(InputError, match=r"weights are not finite|answers are not finite"): tuned(tmp_path / "astray", **options)
+    assert not (tmp_path / "astray" / "seed-0" / "results.csv").exists() and not (tmp_path / "astray" / "seed-0" / "network").exists()
+
+
+def test_disk_that_is_full_at_the_end_costs_nothing(runs, work, tmp_path, monkeypatch):
+    import errno
+    import vasomim.finetune as job
+    options, whole, _, _ = runs["masks"]
+    def full(*a, **k): raise OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as m:
+        m.setattr(job, "save_network", full)
+        with pytest.raises(InputError, match="cannot be written .No space left.*resume=True"): tuned(tmp_path / "full", **{**options, "seeds": (0,)})
+    run, said = tuned(tmp_path / "full", **{**options, "seeds": (0,), "resume": True})
+    assert "resumed after step 10" in said
+    assert [r for r in rows(whole / "results.csv") if r["seed"] == "0"] == rows(run / "results.csv")
+
+
+def test_resume_is_refused_where_it_would_be_another_run(runs, work, tmp_path):
+    "Another number of processes (drop path draws in each), another checkpoint under the same name, other images in the folder."
+    import timm
+    options, _, run, _ = runs["masks"]
+    file = settings(tmp_path / "two.json", **{**options, "run_dir": str(run), "resume": True, "seeds": (0, 1, 3), "nproc": 2})
+    code, said = finished(job(tmp_path, sys.executable, "-m", "vasomim.finetune", config=file))
+    assert code and re.search(r"processes: 1 -> 2", said), said
+    folder, cache = pairs(tmp_path / "data", train=4, val=1, test=2), dict(cache_dir=str(tmp_path / "labelled"))
+    own = dict(MASKS, **cache, data="auto", data_dir=str(folder), resplit=0.0, epochs=1, drop_path=0.0, checkpoint=str(tmp_path / "encoder.pt"))
+    for name in ("phantoms",): own.pop(name)
+    save = lambda seed: (torch.manual_seed(seed), torch.save(timm.create_model("test_vit", img_size=64, num_classes=0).state_dict(), tmp_path / "encoder.pt"))
+    save(0); tuned(tmp_path / "run", **own)
+    save(1)
+    with pytest.raises(InputError, match="checkpoint: '[0-9a-f]{10}' -> '[0-9a-f]{10}'"): tuned(tmp_path / "run", **own, resume=True, seeds=(0, 1))
+    save(0); tuned(tmp_path / "run", **own, resume=True, seeds=(0, 1))
+    put(folder / "train" / "img" / "0.png", person(77).image)
+    with pytest.raises(InputError, match="train: "): tuned(tmp_path / "run", **own, resume=True, seeds=(0, 1, 2))
+
+
+def test_compiled_run_is_the_plain_one(runs, work, fast_compile):
+    options, whole, _, _ = runs["looks"]
+    run, _ = tuned(work / "compiled", **{**options, "seeds": (0,), "compile": True})
+    assert fast_compile == ["UNetAdapter"]
+    compiled, plain = (load_file(r / "seed-0" / "network" / "model.safetensors") for r in (run, whole))
+    assert compiled.keys() == plain.keys()
+    for k, v in plain.items(): torch.testing.assert_close(compiled[k].float(), v.float(), rtol=1e-4, atol=1e-4)
+    checkpoints = [torch.load(r / "seed-0" / "checkpoints" / "step-00000012.pt", weights_only=True)["method"].keys() for r in (run, whole)]
+    assert checkpoints[0] == checkpoints[1]
+
+
+def test_detection_without_any_box_finishes_and_says_so(tried, tmp_path):
+    from vasomim.data.images import save_image
+    from vasomim.downstream.blind import Blind
+    from vasomim.downstream.labelled import find_task, read_labelled
+    from vasomim.data.sources.catalog import open_source
+    folder = tmp_path / "healthy"; folder.mkdir()
+    for patient in range(1, 5):
+        stem = f"14_{patient:03d}_1_0001"
+        save_image(folder / f"{stem}.bmp", person(patient, 128).image); write(folder / f"{stem}.xml", voc((200, 200, 220, 220), size=(128, 128)))
+    run, said = tried(folder, **{k: BOXES[k] for k in ("task", "size", "options")}, resplit=0.5)
+    assert "no training image has stenosis: they cannot be learned" in said and "no test image has stenosis: they cannot be judged" in said
+    assert "anchors" not in said
+    assert all(np.isfinite(float(r["loss"])) for r in rows(run / "seed-0" / "metrics.csv"))
+    data = read_labelled(open_source(folder, "stenosis"), find_task("detection"), 64, tmp_path / "again")
+    assert Blind(data)(torch.zeros(2, 1, 64, 64))[0]["boxes"].shape == (0, 4)
+
+
+def test_label_fraction_is_told_in_whole_patients(tried, tmp_path):
+    from vasomim.data.images import save_image
+    folder = tmp_path / "patients"; folder.mkdir()
+    for patient in range(1, 6):
+        for frame in (1, 2):
+            stem = f"14_{patient:03d}_1_{frame:04d}"
+            save_image(folder / f"{stem}.bmp", person(10 * patient + frame, 128).image); write(folder / f"{stem}.xml", voc((10, 20, 40, 50), size=(128, 128)))
+    run, said = tried(folder, **{k: BOXES[k] for k in ("task", "size", "options")}, resplit=0.2, label_fraction=0.4)
+    assert re.search(r"patients", said) and {r["train_images"] for r in rows(run / "results.csv")} <= {"2", "4"}

@@ -6,10 +6,9 @@
 __all__ = ['read_parts', 'fitting_batch', 'build_network', 'anchor_notice', 'judge', 'conditions', 'hardware', 'train_seed',
            'finetune', 'parse', 'main']
 
-# %% ../nbs/lib/51_finetune.ipynb #3e20d91c
+# %% ../nbs/lib/51_finetune.ipynb #a0f74dcf
 import os
 import sys
-import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +17,6 @@ import cv2
 import numpy as np
 import torch
 from .core import InputError
-from .checkpoint import load_weights
-from .checkpoint import read_state
-from .checkpoint import save_atomic
 from .data.sources.base import fingerprint
 from .data.sources.catalog import open_source
 from .data.sources.phantoms import phantom_source
@@ -60,11 +56,11 @@ from .training.run import RunFolder
 from .training.run import default_run_dir
 from .training.run import environment
 
-# %% ../nbs/lib/51_finetune.ipynb #7bd577b6
+# %% ../nbs/lib/51_finetune.ipynb #8d61aa08
 def read_parts(config: FinetuneConfig, say=print) -> dict[str, LabelledData]:
     "train, test and, where it is looked at, val of a configuration; raises `InputError` for data that cannot be used."
     task = find_task(config.task)
-    if config.data == "phantoms": source = phantom_source(config.phantoms, size=config.phantom_size, seed=config.split_seed)
+    if config.data == "phantoms": source = phantom_source(config.phantoms, size=config.phantom_size, seed=config.split_seed, **config.phantom_options)
     else: source = open_source(Path(config.data_dir).expanduser(), config.dataset, **config.reader)
     for notice in source.notices: say(notice if notice.startswith(source.name) else f"{source.name}: {notice}")
     bare, odd = Counter(r.split or "images" for r in source if task.label not in r.labels), [(p.path, p.reason) for p in source.problems]
@@ -97,16 +93,13 @@ def anchor_notice(network: Network, data: LabelledData) -> str:
     share = float((network.anchor_iou(boxes) >= 0.5).mean()) if len(boxes) else 0.0
     return f"anchors: {100 * share:.0f} % of {len(boxes)} training boxes can be reached (IoU >= 0.5)" + ("; less than 95 %: change the network's option `anchors`" if share < 0.95 else "")
 
-# %% ../nbs/lib/51_finetune.ipynb #c8c79835
-def _method(config: FinetuneConfig, network: Network, data: dict, run: RunFolder) -> Finetuning:
+# %% ../nbs/lib/51_finetune.ipynb #9e38a2cd
+def _method(config: FinetuneConfig, network: Network, data: dict) -> Finetuning:
     "The network as a method, with its looks at the validation part."
     def look(network, epoch, place):
         scores = judge(config, network, data["val"], place).summary
         return dict(score=scores.get("dice", scores.get("mAP")), **scores)
-    def keep(network):
-        try: save_atomic(network.state_dict(), run.path / "best.pt")
-        except OSError as e: warnings.warn(f"the best weights could not be written ({e}); training goes on")
-    return Finetuning(network, config.recipe, config.layer_decay, config.dice_weight, config.ce_weight, config.looks, config.patience, look, keep)
+    return Finetuning(network, config.recipe, config.layer_decay, config.dice_weight, config.ce_weight, config.ce_balance, config.looks, config.patience, look, keep=config.select == "best")
 
 def judge(config: FinetuneConfig, network: Network, data: LabelledData, place: Place) -> Scores:
     "Scores as the configuration wants them."
@@ -135,7 +128,7 @@ def hardware(place: Place) -> str:
     what = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else f"{place.device.type}, {torch.get_num_threads()} thread(s)"
     return what + (f" x {place.world}" if place.world > 1 else "")
 
-# %% ../nbs/lib/51_finetune.ipynb #b1dbdb53
+# %% ../nbs/lib/51_finetune.ipynb #364c8f1c
 def _training_part(config: FinetuneConfig, data: dict[str, LabelledData], network: Network, say) -> LabelledData:
     "The labels that this seed may use; says what is unusual about them."
     whole = data["train"]
@@ -144,7 +137,7 @@ def _training_part(config: FinetuneConfig, data: dict[str, LabelledData], networ
         share = len(train) / len(whole)
         say(f"{len(train)} of {len(whole)} training images" + (f": label_fraction={config.label_fraction} became {share:.2f}, as patients are not torn apart" if share > 1.5 * config.label_fraction else ""))
         for notice in label_notices(train, data["test"]): say(notice)
-    if train.task.kind == "boxes": say(anchor_notice(network, train))
+    if train.task.kind == "boxes" and any(map(len, train.labels(range(len(train))))): say(anchor_notice(network, train))
     return train
 
 def train_seed(config: FinetuneConfig, data: dict[str, LabelledData], place: Place, run: RunFolder, known: dict, say=print) -> list[dict]:
@@ -159,15 +152,18 @@ def train_seed(config: FinetuneConfig, data: dict[str, LabelledData], place: Pla
     if place.first: run.remember_data(dict(known, subset=train.fingerprint, images=len(train), groups=int(train.table["group"].nunique()), batch=batch, weights=network.loaded,
                                            left_out=[f"{i}: {why}" for part in data.values() for i, why in (*part.skipped, *part.problems)]))
     batches = LabelledBatches(train, config.augmentation, batch, config.seed, place.world, place.rank, config.accumulate, place.device)
-    trainer = Trainer(_method(config, network, data, run), batches, run, replace(config, batch_size=batch), place)
+    method = _method(config, network, data)
+    trainer = Trainer(method, batches, run, replace(config, batch_size=batch), place)
     trainer.fit()
-    if config.select == "best": load_weights(network, read_state(run.path / "best.pt"), run.path / "best.pt")
+    network = method.chosen()
     judged = {part: judge(config, network, data[part], place) for part in ("val", "test") if part in data}
     rows = result_rows(judged, method=method_name(config), model=config.model, encoder=network.encoder.pretrained_cfg["architecture"] if network.takes_checkpoint else "", checkpoint=config.checkpoint or "",
                        dataset=config.data if config.data != "auto" else train.table["source"].iloc[0], task=config.task, fraction=config.label_fraction, seed=config.seed, train_images=len(train), size=config.size,
                        epochs=round(trainer.step / batches.steps_per_epoch, 2), steps=trainer.step, config=config_hash(config, **known), data_fingerprint=fingerprint(known["train"], known["test"]),
                        commit=environment()["commit"], hardware=hardware(place), seconds=round(trainer.seconds, 1))
-    if place.first: _save(config, network, data, judged["test"], run, place.device); write_results(run.path / "results.csv", rows)
+    if place.first:
+        try: _save(config, network, data, judged["test"], run, place.device); write_results(run.path / "results.csv", rows)
+        except OSError as e: raise InputError(f"{run.path}: the results cannot be written ({e.strerror or e}); make room, then resume=True takes the trained weights from the last checkpoint") from e
     return rows
 
 # %% ../nbs/lib/51_finetune.ipynb #d2464a28

@@ -33,13 +33,13 @@ def mean_sd(table: pd.DataFrame,             # tidy: one row per number
     out["text"] = [f"{m:.2f}" + ("" if np.isnan(s) else f" ± {s:.2f}") for m, s in zip(out["mean"], out["sd"])]
     return out
 
-# %% ../nbs/lib/33a_stats.ipynb #c6c3d386
+# %% ../nbs/lib/33a_stats.ipynb #819a1a3d
 def paired_tests(table: pd.DataFrame,          # tidy, with a column `method`
                  a: str, b: str,               # the methods; positive differences say that `a` has more
                  pairs=("dataset", "seed"),    # columns that name a pair
                  value: str = "value",
                 ) -> dict:
-    "n, difference (mean of a - b), sd, t, p (paired t-test), w, p_wilcoxon; two-sided. Equal everywhere: p = 1. Raises `InputError` for runs that are missing or there twice."
+    "n, difference (mean of a - b), sd, t, p (paired t-test), w, p_wilcoxon; two-sided. Equal everywhere: p = 1; the same difference in every pair: p of the t-test is NaN, as there is no spread to compare it with. Raises `InputError` for runs that are missing or there twice."
     _column(table, value, "method", *pairs)
     sides = []
     for name in (a, b):
@@ -53,9 +53,10 @@ def paired_tests(table: pd.DataFrame,          # tidy, with a column `method`
     return _tests(*(side.loc[sides[0].index].to_numpy(float) for side in sides))
 
 def _tests(x: np.ndarray, y: np.ndarray) -> dict:
-    "Both tests on two arrays of the same length; t = 0 and p = 1 where nothing differs."
+    "Both tests on two arrays of the same length; t = 0 and p = 1 where nothing differs, NaN where every difference is the same."
     d = x - y
-    t, w = (ttest_rel(x, y), wilcoxon(d)) if d.any() else ((0.0, 1.0), (0.0, 1.0))
+    if not d.any(): t = w = (0.0, 1.0)
+    else: t, w = (np.nan, np.nan) if np.ptp(d) <= 1e-9 * np.abs(d).max() else ttest_rel(x, y), wilcoxon(d)
     return dict(n=len(d), difference=float(d.mean()), sd=float(d.std(ddof=1)), t=float(t[0]), p=float(t[1]), w=float(w[0]), p_wilcoxon=float(w[1]))
 
 def significance(p: float) -> str:

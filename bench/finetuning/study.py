@@ -2,10 +2,10 @@
 
     python bench/finetuning/pretraining_set.py --data ../shared/data --out data/packed/finetuning-study
     for preset in mae vasomim; do python -m vasomim.pretrain --preset $preset --data-dir data/packed/finetuning-study --run-dir runs/study/pre-$preset \\
-        --decoder-dim 192 --decoder-depth 2 --batch-size 32 --epochs 85 --warmup-epochs 4 --threads 1 --seed 0; done
+        --decoder-dim 192 --decoder-depth 2 --batch-size 32 --epochs 64 --warmup-epochs 4 --precision bf16 --threads 1 --seed 0; done
     python bench/finetuning/study.py --data ../shared/data --runs runs/study --table figures/finetuning.csv
 
-Small enough for two processor cores: ViT-Ti/16, 128 pixels, 400 to 620 optimiser steps of 8 images. It can be stopped at any time; the same command goes on. --list shows what is done.
+Small enough for two processor cores with bfloat16: ViT-Ti/16, 128 pixels, 400 to 620 optimiser steps of 8 images. It can be stopped at any time; the same command goes on, and leaves out what the table has already. --list shows what is done.
 """
 import argparse
 import json
@@ -18,7 +18,7 @@ from vasomim.downstream.config import FinetuneConfig
 from vasomim.downstream.outcome import read_results, write_results
 
 SEEDS = (0, 1, 2)
-COMMON = dict(size=128, batch_size=8, lr=1e-3, drop_path=0.0, seeds=SEEDS, threads=1, device="cpu", log_every=100, save_every=20, keep=1)
+COMMON = dict(size=128, batch_size=8, lr=1e-3, drop_path=0.0, seeds=SEEDS, threads=1, device="cpu", precision="bf16", log_every=100, save_every=20, keep=1)
 VIT, UNET = dict(model="unet_adapter", options=dict(base_channels=8)), dict(model="unet", options=dict(backbone="resnet18", base_channels=8))
 VITDET = dict(model="vitdet", options=dict(width=64, convs=1, fc=128, samples=(64, 64), proposals=(200, 100)))
 RCNN = dict(model="fasterrcnn", options=dict(backbone="resnet18", width=64, fc=128, samples=(64, 64), proposals=(200, 100)))
@@ -32,24 +32,42 @@ SETS = {    # name -> folder, settings; epochs make 400 to 620 steps
     "stenosis": ("danilov", dict(data="stenosis", size=256, epochs=5, lr=5e-4, weight_decay=0.05, augment=dict(jitter=(0.5, 2.0)))),
 }
 FIRST = ("dca1", "xcad", "arcade-v", "dca1-25")      # all methods; the others only the ViTs
+DECAY = {"scratch-decay": ("scratch", dict(layer_decay=0.75)), "vasomim-flat": ("vasomim", dict(layer_decay=1.0))}      # on dca1: the presets train these two differently
 
 
 def jobs(data: Path, runs: Path) -> dict[str, FinetuneConfig]:
-    "name -> configuration, those that need no checkpoint first."
+    "name -> configuration: vessels first, those that need no checkpoint first."
     out = {}
-    for method in ("unet", "scratch", "mae", "vasomim"):
-        for name, (folder, settings) in SETS.items():
-            if method == "unet" and name not in (*FIRST, "stenosis"): continue
-            boxes, plain = settings["data"] == "stenosis", method == "unet"
-            network = (RCNN if plain else VITDET) if boxes else (UNET if plain else VIT)
-            checkpoint = str(runs / f"pre-{method}") if method in ("mae", "vasomim") else None
-            label = ("fasterrcnn" if boxes else "unet") if plain else method
-            out[f"{name}-{label}"] = FinetuneConfig(**{**COMMON, **network, **settings}, name=label, checkpoint=checkpoint, data_dir=str(data / folder), run_dir=str(runs / f"{name}-{label}"), cache_dir=str(runs / "labelled"))
+    def add(name, method, label, **more):
+        folder, settings = SETS[name]
+        boxes, plain = settings["data"] == "stenosis", method == "unet"
+        network = (RCNN if plain else VITDET) if boxes else (UNET if plain else VIT)
+        checkpoint = str(runs / f"pre-{method}") if method in ("mae", "vasomim") else None
+        out[f"{name}-{label}"] = FinetuneConfig(**{**COMMON, **network, **settings, **more}, name=label, checkpoint=checkpoint, data_dir=str(data / folder), run_dir=str(runs / f"{name}-{label}"),
+                                                cache_dir=str(runs / "labelled"))
+    for names in (FIRST, [n for n in SETS if n not in FIRST]):
+        for method in ("unet", "scratch", "mae", "vasomim"):
+            for name in names:
+                if method != "unet": add(name, method, method)
+                elif name in FIRST: add(name, method, "unet")
+                elif name == "stenosis": add(name, method, "fasterrcnn")
+    for label, (method, more) in DECAY.items(): add("dca1", method, label, **more)
     return out
 
 
-def state(config: FinetuneConfig) -> str:
-    done = {r["seed"] for r in read_results(Path(config.run_dir) / "results.csv")}
+IDENTITY = ("method", "dataset", "task", "fraction", "size", "epochs", "seed")
+
+def identity(row: dict) -> tuple: return tuple(row[k] if k in ("method", "dataset", "task") else float(row[k]) for k in IDENTITY)
+
+
+def finished(config: FinetuneConfig, rows: list[dict]) -> set[int]:
+    "Seeds of a job that have rows."
+    mine = dict(method=config.name, dataset=config.data, task=config.task, fraction=config.label_fraction, size=config.size, epochs=config.epochs)
+    return {s for s in config.all_seeds if identity(dict(mine, seed=s)) in {identity(r) for r in rows}}
+
+
+def state(config: FinetuneConfig, rows: list[dict]) -> str:
+    done = finished(config, rows + read_results(Path(config.run_dir) / "results.csv"))
     ready = config.checkpoint is None or (Path(config.checkpoint) / "encoder" / "model.safetensors").is_file()
     return "done" if len(done) == len(config.all_seeds) else f"{len(done)} of {len(config.all_seeds)} seeds" if ready else "waits for its encoder"
 
@@ -62,7 +80,7 @@ def run(name: str, config: FinetuneConfig) -> str:
     file.write_text(json.dumps(values), encoding="utf-8")
     with open(folder.with_name(f"{name}.log"), "a", encoding="utf-8") as log:
         code = subprocess.run([sys.executable, "-m", "vasomim.finetune", "--config", file], stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
-    return f"{name}: {state(config)}" + (f", ended with code {code}, see {name}.log" if code else "")
+    return f"{name}: {state(config, [])}" + (f", ended with code {code}, see {name}.log" if code else "")
 
 
 def main():
@@ -72,16 +90,21 @@ def main():
     arguments.add_argument("--table", type=Path, default=Path("figures/finetuning.csv"))
     arguments.add_argument("--workers", type=int, default=2, help="jobs at the same time, one thread each")
     arguments.add_argument("--only", default="", help="jobs whose name contains this")
+    arguments.add_argument("--again", action="store_true", help="without regard to what the table has")
     arguments.add_argument("--list", action="store_true", help="say what is done and leave")
     given = arguments.parse_args()
     given.runs.mkdir(parents=True, exist_ok=True)
-    wanted = {n: c for n, c in jobs(given.data.resolve(), given.runs.resolve()).items() if given.only in n}
+    everything = jobs(given.data.resolve(), given.runs.resolve())
+    wanted = {n: c for n, c in everything.items() if given.only in n}
+    before = [] if given.again else read_results(given.table)
     if not given.list:
-        waiting = {n: c for n, c in wanted.items() if "seeds" in state(c)}
+        waiting = {n: c for n, c in wanted.items() if "seeds" in state(c, before)}
         with ThreadPoolExecutor(given.workers) as pool:
             for line in pool.map(lambda item: run(*item), waiting.items()): print(line, flush=True)
-    for name, config in wanted.items(): print(f"{name:20} {state(config)}")
-    rows = [dict(r, checkpoint=Path(r["checkpoint"]).name) for c in jobs(given.data.resolve(), given.runs.resolve()).values() for r in read_results(Path(c.run_dir) / "results.csv")]
+    for name, config in wanted.items(): print(f"{name:20} {state(config, before)}")
+    rows = [dict(r, checkpoint=Path(r["checkpoint"]).name) for c in everything.values() for r in read_results(Path(c.run_dir) / "results.csv")]
+    new = {identity(r) for r in rows}
+    rows += [r for r in read_results(given.table) if identity(r) not in new]      # of another machine or day
     given.table.parent.mkdir(parents=True, exist_ok=True)
     write_results(given.table, rows)
     print(f"{len(rows)} rows in {given.table}")

@@ -61,7 +61,7 @@ def _preset(given: dict) -> dict:
     if given.get("checkpoint") is None: values["layer_decay"] = 1.0      # nothing to protect
     return {**values, "base_lr": None} if "lr" in given and "base_lr" not in given else values
 
-# %% ../../nbs/lib/50a_downstream.config.ipynb #18fae071
+# %% ../../nbs/lib/50a_downstream.config.ipynb #4d338aa8
 @filled_from(_preset)
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainingConfig):
@@ -76,6 +76,7 @@ class FinetuneConfig(TrainingConfig):
     label_fraction: float = 1.0   # share of the training labels that is used, in whole patients; nested subsets for one seed
     phantoms: int = 120           # simulated angiograms, when no data_dir is given
     phantom_size: int = 256       # pixels
+    phantom_options: dict = field(default_factory=dict)  # of `data.phantom.phantom`, e.g. stenoses
     cache_dir: str = "data/labelled"  # where images and labels of the network's size are kept and found again
     seeds: tuple[int, ...] = ()   # one run for each; none given: the one in `seed`
     name: str | None = None       # of the method in results.csv; None: from the checkpoint
@@ -97,6 +98,7 @@ class FinetuneConfig(TrainingConfig):
     clip_grad: float = 0.0        # largest gradient norm; 0: not clipped
     dice_weight: float = 1.0      # of the Dice loss
     ce_weight: float = 1.0        # of the cross-entropy
+    ce_balance: float = 0.0       # 0: every pixel counts alike; 1: labelled pixels together count as much as the background; between: the exponent
     augment: dict = field(default_factory=dict)  # changes to `downstream.augment.Augment`; {"share": 0, "flip": 0} switches it off
     # choice of weights, and scores
     select: str = "last"          # last epoch, or best on the validation part (never the test part)
@@ -129,7 +131,7 @@ class FinetuneConfig(TrainingConfig):
         for name in ("size", "phantoms", "phantom_size", "look_every", "patience", "split_seed"):
             if not isinstance(getattr(self, name), int) or isinstance(getattr(self, name), bool): raise InputError(f"{name}={getattr(self, name)!r}: must be a whole number")
         ranges = dict(resplit=(0, 0.99), label_fraction=(1e-6, 1), drop_path=(0, 0.9), min_lr=(0, None), warmup_epochs=(0, None), weight_decay=(0, None), layer_decay=(0.01, 1), clip_grad=(0, None),
-                      dice_weight=(0, None), ce_weight=(0, None), threshold=(0.001, 0.999), look_every=(0, None), patience=(0, None), phantoms=(2, None), size=(1, None), split_seed=(0, None))
+                      dice_weight=(0, None), ce_weight=(0, None), ce_balance=(0, 1), threshold=(0.001, 0.999), look_every=(0, None), patience=(0, None), phantoms=(2, None), size=(1, None), split_seed=(0, None))
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             fits = isinstance(value, (int, float)) and value >= low and (high is None or value <= high)
@@ -141,6 +143,7 @@ class FinetuneConfig(TrainingConfig):
         if len(self.betas) != 2 or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in self.betas): raise InputError(f"betas={self.betas!r}: give two numbers from 0 to below 1")
         whole = all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in self.seeds)
         if not whole or len(set(self.seeds)) != len(self.seeds): raise InputError(f"seeds={self.seeds}: give different whole numbers, at least 0")
+        if self.looks > self.epochs: raise InputError(f"look_every={self.look_every}: must be at most epochs={self.epochs}, or the validation part is never looked at")
         if self.warmup_epochs >= self.epochs: raise InputError(f"warmup_epochs={self.warmup_epochs}: must be less than epochs={self.epochs}")
 
     @property

@@ -48,7 +48,7 @@ def label_subset(table: pd.DataFrame,  # with a column `group`
     enough = int(np.searchsorted(np.cumsum(sizes.to_numpy()[order]), wanted)) + 1
     return np.flatnonzero(table["group"].isin(sizes.index[order[:enough]]).to_numpy())
 
-# %% ../../nbs/lib/34b_downstream.splits.ipynb #aabd9367
+# %% ../../nbs/lib/34b_downstream.splits.ipynb #54b0ad29
 def label_notices(train: LabelledData, test: LabelledData) -> list[str]:
     "What is unusual about the labels, in sentences."
     notes = [f"{len(d.skipped)} {part} images are left out (first {d.skipped[0][0]}: {d.skipped[0][1]})" for part, d in (("training", train), ("test", test)) if d.skipped]
@@ -57,7 +57,7 @@ def label_notices(train: LabelledData, test: LabelledData) -> list[str]:
     for part, why in (("training", "learned"), ("test", "judged")):
         if absent := [n for n, k in zip(train.task.names, present[part].sum(0)) if k == 0]: notes.append(f"no {part} image has {', '.join(absent)}: they cannot be {why}")
     only = [n for n, a, b in zip(train.task.names, present["training"].sum(0), present["test"].sum(0)) if b and not a]
-    if only: notes.append(f"in the test images only: {', '.join(only)}; they count with Dice 0")
+    if only: notes.append(f"in the test images only: {', '.join(only)}; " + ("none will be found" if train.task.kind == "boxes" else "they count with Dice 0"))
     return notes + [f"{n} of the {len(has)} {part} images have an empty label" for part, has in present.items() if (n := int((~has.any(1)).sum()))]
 
 def _present(data: LabelledData) -> np.ndarray:

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['LabelledBatch', 'LabelledBatches', 'Finetuning']
 
-# %% ../../nbs/lib/49_downstream.training.ipynb #80ea65ff
+# %% ../../nbs/lib/49_downstream.training.ipynb #601945cf
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 import numpy as np
 import torch
@@ -50,14 +51,15 @@ class LabelledBatches(StepBatches):
         else: images, labels = augment_boxes(images, list(tensors[1].split(tensors[2])), self.augment, random, FILL, tensors[3])
         return LabelledBatch(dict(image=images), labels, index, self.random(step, start, "method"))
 
-# %% ../../nbs/lib/49_downstream.training.ipynb #9557d526
+# %% ../../nbs/lib/49_downstream.training.ipynb #1eb1cf90
 class Finetuning(Method):
-    "A downstream network under training. `look(network, epoch, place)` -> dict of scores with `score` among them, or None; `keep(network)` is called in the first process when it is the best so far."
-    def __init__(self, network: Network, recipe: Recipe, layer_decay: float = 1.0, dice_weight: float = 1.0, ce_weight: float = 1.0, every: int = 0, patience: int = 0,
-                 look: Callable | None = None, keep: Callable | None = None):
+    "A downstream network under training. `look(network, epoch, place)` -> dict of scores with `score` among them; `keep`: the weights of the best look are remembered, and are those of `chosen()`."
+    def __init__(self, network: Network, recipe: Recipe, layer_decay: float = 1.0, dice_weight: float = 1.0, ce_weight: float = 1.0, ce_balance: float = 0.0, every: int = 0, patience: int = 0,
+                 look: Callable | None = None, keep: bool = False):
         super().__init__()
-        self.network, self.recipe, self.layer_decay, self.weights = network, recipe, layer_decay, dict(dice_weight=dice_weight, ce_weight=ce_weight)
-        self.every, self.patience, self._look, self._keep = every, patience, look, keep
+        self.network, self.recipe, self.layer_decay, self.weights = network, recipe, layer_decay, dict(dice_weight=dice_weight, ce_weight=ce_weight, ce_balance=ce_balance)
+        self.every, self.patience, self._look = every, patience, look
+        self.kept = deepcopy(network).requires_grad_(False) if keep else None
         self.register_buffer("best", torch.tensor(float("-inf"))); self.register_buffer("waited", torch.tensor(0))
 
     def forward(self, batch: LabelledBatch, progress: float) -> dict[str, torch.Tensor]:
@@ -78,10 +80,14 @@ class Finetuning(Method):
         scores = self._look(self.network, epoch, place)
         score = float(torch.tensor(scores["score"], dtype=torch.float32))       # as `best` holds it
         if math.isnan(score): raise InputError("the validation part gives no score (none of its images has what the task looks for); use select='last', patience=0 and look_every=0")
-        better = score > float(self.best)
-        if better and place.first: self._keep(self.network)
-        if better: self.best.fill_(score); self.waited.zero_()
-        else: self.waited += 1
+        if score <= float(self.best): self.waited += 1; return scores
+        self.best.fill_(score); self.waited.zero_()
+        if self.kept is not None: self.kept.load_state_dict(self.network.state_dict())
         return scores
+
+    def chosen(self) -> Network:
+        "The network, with the weights of its best look if these were kept."
+        if self.kept is not None: self.network.load_state_dict(self.kept.state_dict())
+        return self.network
 
     def enough(self) -> bool: return self.patience > 0 and int(self.waited) >= self.patience
