@@ -26,7 +26,7 @@ from vasomim.data.phantom import phantom
 
 SMALL = dict(encoder="test_vit", size=64, phantom_size=64, epochs=5, batch_size=4, lr=2e-3, device="cpu", threads=1, log_every=1)
 MASKS = dict(SMALL, phantoms=12, resplit=1 / 3, drop_path=0.1, options=dict(base_channels=4))          # 8 images to train on: 10 steps
-BOXES = dict(MASKS, task="detection", phantom_size=128, size=128, options=dict(width=16, convs=1, fc=32, candidates=(100, 50), proposals=(50, 20), samples=(32, 16)))
+BOXES = dict(MASKS, task="detection", model="vitdet", phantom_size=128, size=128, options=dict(width=16, convs=1, fc=32, candidates=(100, 50), proposals=(50, 20), samples=(32, 16)))
 LOOKS = dict(SMALL, task="segments", data="auto", epochs=6, lr=5e-3, select="best", options=dict(base_channels=4))
 
 
@@ -325,7 +325,7 @@ def books(tmp_path_factory):
     pairs(caller / "angios", train=4, test=3); (caller / "empty").mkdir()
     small = {k: v for k, v in BOOK.items() if k != "base_channels"} | dict(width=16, convs=1, fc=32, size=128, phantom_size=128)
     pile = [dict(masks=dict(BOOK, data_dir="angios", run_dir="runs/masks", nproc=2, yaml="seeds: [0, 1]"),
-                 boxes=dict(small, task="detection", phantoms=6, resplit=0.5, run_dir="runs/boxes", yaml="{candidates: [100, 50], proposals: [50, 20]}")),
+                 boxes=dict(small, task="detection", model="vitdet", phantoms=6, resplit=0.5, run_dir="runs/boxes", yaml="{candidates: [100, 50], proposals: [50, 20]}")),
             dict(misspelt=dict(BOOK, epoch=3, run_dir="runs/misspelt"),
                  empty=dict(BOOK, data_dir="empty", run_dir="runs/empty"), contrary=dict(BOOK, data="phantoms", data_dir="angios", run_dir="runs/contrary"))]
     told = {}
@@ -554,7 +554,7 @@ def test_boxes_outside_or_without_area_are_told(tried, tmp_path):
         stem = f"14_{patient}_1_{frame:04d}"
         save_image(folder / f"{stem}.bmp", person(frame, 128).image)
         write(folder / f"{stem}.xml", voc(*given, size=(128, 128)))
-    run, said = tried(folder, **{k: BOXES[k] for k in ("task", "size", "options")}, resplit=0.4)
+    run, said = tried(folder, **{k: BOXES[k] for k in ("task", "model", "size", "options")}, resplit=0.4)
     lost = sum(int(n) for n in re.findall(r"(\d+) boxes of the \w+ images lie outside of their image or have no area and are left out", said))
     assert lost >= 2, said                # two outside; the one without area is told here, or by the reader of the files
     assert "have an empty label" in said
@@ -632,7 +632,7 @@ def test_detection_without_any_box_finishes_and_says_so(tried, tmp_path):
     for patient in range(1, 5):
         stem = f"14_{patient:03d}_1_0001"
         save_image(folder / f"{stem}.bmp", person(patient, 128).image); write(folder / f"{stem}.xml", voc((200, 200, 220, 220), size=(128, 128)))
-    run, said = tried(folder, **{k: BOXES[k] for k in ("task", "size", "options")}, resplit=0.5)
+    run, said = tried(folder, **{k: BOXES[k] for k in ("task", "model", "size", "options")}, resplit=0.5)
     assert "no training image has stenosis: they cannot be learned" in said and "no test image has stenosis: they cannot be judged" in said
     assert "anchors" not in said
     assert all(np.isfinite(float(r["loss"])) for r in rows(run / "seed-0" / "metrics.csv"))
@@ -647,5 +647,5 @@ def test_label_fraction_is_told_in_whole_patients(tried, tmp_path):
         for frame in (1, 2):
             stem = f"14_{patient:03d}_1_{frame:04d}"
             save_image(folder / f"{stem}.bmp", person(10 * patient + frame, 128).image); write(folder / f"{stem}.xml", voc((10, 20, 40, 50), size=(128, 128)))
-    run, said = tried(folder, **{k: BOXES[k] for k in ("task", "size", "options")}, resplit=0.2, label_fraction=0.4)
+    run, said = tried(folder, **{k: BOXES[k] for k in ("task", "model", "size", "options")}, resplit=0.2, label_fraction=0.4)
     assert re.search(r"patients", said) and {r["train_images"] for r in rows(run / "results.csv")} <= {"2", "4"}
