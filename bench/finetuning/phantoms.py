@@ -15,12 +15,14 @@ arguments.add_argument("--runs", type=Path, default=Path("runs/phantoms"))
 arguments.add_argument("--table", type=Path, default=Path("figures/finetuning_phantoms.csv"))
 arguments.add_argument("--seeds", type=int, nargs="+", default=[0])
 arguments.add_argument("--threads", type=int, default=0)
+arguments.add_argument("--precision", default="auto")
+arguments.add_argument("--tasks", nargs="+", default=["segmentation", "segments", "stenosis", "detection"])
 given = arguments.parse_args()
 
 rows = []
-for task in ("segmentation", "segments", "stenosis", "detection"):
+for task in given.tasks:
     folder = given.runs / task
-    config = FinetuneConfig(task=task, seeds=tuple(given.seeds), run_dir=str(folder), cache_dir=str(given.runs / "labelled"), resume=(folder / "config.json").is_file(), threads=given.threads)
+    config = FinetuneConfig(task=task, seeds=tuple(given.seeds), run_dir=str(folder), cache_dir=str(given.runs / "labelled"), resume=(folder / "config.json").is_file(), threads=given.threads, precision=given.precision)
     rows += read_results(finetune(config) / "results.csv")
     parts = read_parts(config, say=lambda text: None)
     rows += result_rows({"test": evaluate(Blind(parts["train"]), parts["test"])}, method="blind", dataset="phantoms", task=task, fraction=1.0, train_images=len(parts["train"]), size=config.size)

@@ -5,7 +5,7 @@
         --decoder-dim 192 --decoder-depth 2 --batch-size 32 --epochs 64 --warmup-epochs 4 --precision bf16 --threads 1 --seed 0; done
     python bench/finetuning/study.py --data ../shared/data --runs runs/study --table figures/finetuning.csv
 
-Small enough for two processor cores with bfloat16: ViT-Ti/16, 128 pixels, 400 to 620 optimiser steps of 8 images. It can be stopped at any time; the same command goes on, and leaves out what the table has already. --list shows what is done.
+Small enough for two processor cores with bfloat16: ViT-Ti/16, 128 pixels, 250 to 620 optimiser steps of 8 images. It can be stopped at any time; the same command goes on, and leaves out what the table has already. --list shows what is done.
 """
 import argparse
 import json
@@ -28,7 +28,7 @@ SETS = {    # name -> folder, settings; epochs make 400 to 620 steps
     "dca1-25": ("dca1", dict(data="dca1", label_fraction=0.25, epochs=400)),      # ten images, the same number of steps
     "arcade-vs": ("arcade", dict(data="arcade-vs", label_fraction=0.4, epochs=12)),
     "arcade-s": ("arcade", dict(data="arcade-s", epochs=12)),
-    "stenosis": ("danilov", dict(data="stenosis", size=256, epochs=5, lr=5e-4, weight_decay=0.05, augment=dict(jitter=(0.5, 2.0)))),
+    "stenosis": ("danilov", dict(data="stenosis", size=256, epochs=2, lr=5e-4, weight_decay=0.05, augment=dict(jitter=(0.5, 2.0)))),
 }
 FIRST = ("dca1", "xcad", "arcade-v", "dca1-25")      # all methods and seeds; the others only a ViT from scratch and a pre-trained one, once
 DECAY = {"scratch-decay": ("scratch", dict(layer_decay=0.75)), "vasomim-flat": ("vasomim", dict(layer_decay=1.0))}      # on dca1: the presets train these two differently

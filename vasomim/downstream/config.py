@@ -37,13 +37,13 @@ PROTOCOLS = {
     "stenosis": dict(task="detection", dataset="stenosis", lr=1e-4, epochs=100),
 }
 
-# %% ../../nbs/lib/50a_downstream.config.ipynb #df93386d
+# %% ../../nbs/lib/50a_downstream.config.ipynb #4e570d0b
 LIGHT = {"unet_adapter": dict(base_channels=8), "unet": dict(backbone="resnet18", base_channels=16),
          "vitdet": dict(width=64, convs=1, fc=256, candidates=(500, 250), proposals=(200, 100), samples=(128, 64)), "fasterrcnn": dict(backbone="resnet18", width=64, fc=128, proposals=(200, 100), samples=(64, 64))}
 _SHORT = dict(resplit=0.25, size=128, batch_size=8, lr=1e-3, drop_path=0.0)
 PHANTOMS = {"segmentation": dict(_SHORT, epochs=12), "segments": dict(_SHORT, epochs=30, phantoms=240, model="unet", ce_balance=1.0),
             "stenosis": dict(_SHORT, epochs=30, phantoms=240, model="unet", ce_balance=0.5, phantom_options=dict(stenoses=3)),
-            "detection": dict(_SHORT, epochs=12, phantoms=240, model="fasterrcnn", size=256, phantom_options=dict(stenoses=3), augment=dict(jitter=(0.7, 1.5)))}
+            "detection": dict(_SHORT, epochs=24, phantoms=240, model="fasterrcnn", size=192, phantom_size=192, phantom_options=dict(stenoses=4, side="right", field_of_view=110), augment=dict(jitter=(0.8, 1.25)))}
 
 def protocol_of(data: str, task: str | None = None, data_dir=None) -> str | None:
     "The protocol that `data` names, or that belongs to the data set and task; None where the paper has none."
