@@ -81,16 +81,17 @@ def fitting_batch(config: FinetuneConfig, images: int, world: int = 1) -> int:
     if images < shares: raise InputError(f"{images} training images cannot be shared by {world} processes x {config.accumulate} accumulation steps; use fewer of them, or more labels")
     return images // shares * shares
 
-# %% ../nbs/lib/51_finetune.ipynb #750c6e4d
+# %% ../nbs/lib/51_finetune.ipynb #01008c01
 def build_network(config: FinetuneConfig) -> Network:
     "The network of a configuration, with its checkpoint; raises `InputError`."
     facts = {k: getattr(config, k) for k in ("size", "checkpoint", "encoder", "drop_path", "seed", "options")}
     return find_network(config.model).build(SimpleNamespace(classes=find_task(config.task).classes, **facts))
 
 def anchor_notice(network: Network, data: LabelledData) -> str:
-    "How many of the boxes have an anchor with an IoU of at least 0.5."
+    "How many of the boxes have an anchor with an IoU of at least 0.5; empty without boxes."
     boxes = np.concatenate([b.numpy() for b in data.labels(range(len(data)))] or [np.zeros((0, 4))])
-    share = float((network.anchor_iou(boxes) >= 0.5).mean()) if len(boxes) else 0.0
+    if not len(boxes): return ""
+    share = float((network.anchor_iou(boxes) >= 0.5).mean())
     return f"anchors: {100 * share:.0f} % of {len(boxes)} training boxes can be reached (IoU >= 0.5)" + ("; less than 95 %: change the network's option `anchors`" if share < 0.95 else "")
 
 # %% ../nbs/lib/51_finetune.ipynb #9e38a2cd
@@ -116,10 +117,10 @@ def _save(config: FinetuneConfig, network: Network, data: dict, test: Scores, ru
     np.savez_compressed(run.pictures / "examples.npz", **maps)
     cv2.imwrite(str(run.pictures / "examples.png"), cv2.cvtColor(draw_examples(maps, task.kind), cv2.COLOR_RGB2BGR))
 
-# %% ../nbs/lib/51_finetune.ipynb #bd871ee3
+# %% ../nbs/lib/51_finetune.ipynb #642fce82
 def conditions(config: FinetuneConfig, network: Network, data: dict[str, LabelledData], place: Place) -> dict:
     "What must stay the same in all seeds of a run."
-    alone = config.drop_path == 0 and data["train"].task.kind == "mask"
+    alone = config.drop_path == 0 and config.ce_balance == 0 and data["train"].task.kind == "mask"      # else a process's own share of the batch matters
     return dict(train=data["train"].fingerprint, test=data["test"].fingerprint, checkpoint=weights_hash(network.encoder) if config.checkpoint is not None else "random",
                 precision=autocast(config.precision, place.device)[1], accumulate=config.accumulate, processes="any number" if alone else place.world)
 
@@ -128,7 +129,7 @@ def hardware(place: Place) -> str:
     what = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else f"{place.device.type}, {torch.get_num_threads()} thread(s)"
     return what + (f" x {place.world}" if place.world > 1 else "")
 
-# %% ../nbs/lib/51_finetune.ipynb #364c8f1c
+# %% ../nbs/lib/51_finetune.ipynb #56296dcf
 def _training_part(config: FinetuneConfig, data: dict[str, LabelledData], network: Network, say) -> LabelledData:
     "The labels that this seed may use; says what is unusual about them."
     whole = data["train"]
@@ -137,7 +138,7 @@ def _training_part(config: FinetuneConfig, data: dict[str, LabelledData], networ
         share = len(train) / len(whole)
         say(f"{len(train)} of {len(whole)} training images" + (f": label_fraction={config.label_fraction} became {share:.2f}, as patients are not torn apart" if share > 1.5 * config.label_fraction else ""))
         for notice in label_notices(train, data["test"]): say(notice)
-    if train.task.kind == "boxes" and any(map(len, train.labels(range(len(train))))): say(anchor_notice(network, train))
+    if train.task.kind == "boxes" and (notice := anchor_notice(network, train)): say(notice)
     return train
 
 def train_seed(config: FinetuneConfig, data: dict[str, LabelledData], place: Place, run: RunFolder, known: dict, say=print) -> list[dict]:

@@ -26,5 +26,6 @@ for task in given.tasks:
     rows += read_results(finetune(config) / "results.csv")
     parts = read_parts(config, say=lambda text: None)
     rows += result_rows({"test": evaluate(Blind(parts["train"]), parts["test"])}, method="blind", dataset="phantoms", task=task, fraction=1.0, train_images=len(parts["train"]), size=config.size)
+rows += [r for r in read_results(given.table) if r["task"] not in given.tasks]      # of an earlier call
 write_results(given.table, rows)
 for r in rows: print(f"{r['task']:13} {r['method']:8} {r['metric']:16} {float(r['value']):6.2f}  {r['seconds'] if 'seconds' in r else ''}")

@@ -21,7 +21,7 @@ SEEDS = (0, 1, 2)
 COMMON = dict(size=128, batch_size=8, lr=1e-3, drop_path=0.0, seeds=SEEDS, threads=1, device="cpu", precision="bf16", log_every=100, save_every=20, keep=1)
 VIT, UNET = dict(model="unet_adapter", options=dict(base_channels=8)), dict(model="unet", options=dict(backbone="resnet18", base_channels=8))
 VITDET = dict(model="vitdet", options=dict(width=64, convs=1, fc=128, samples=(64, 64), proposals=(200, 100)))
-SETS = {    # name -> folder, settings; epochs make 400 to 620 steps
+SETS = {    # name -> folder, settings; epochs make 400 to 620 steps, 246 for boxes
     "dca1": ("dca1", dict(data="dca1", epochs=80)),
     "xcad": ("xcad", dict(data="xcad", resplit=0.5, epochs=133)),
     "arcade-v": ("arcade", dict(data="arcade-v", label_fraction=0.2, epochs=16)),
@@ -87,7 +87,7 @@ def main():
     arguments.add_argument("--table", type=Path, default=Path("figures/finetuning.csv"))
     arguments.add_argument("--workers", type=int, default=2, help="jobs at the same time, one thread each")
     arguments.add_argument("--only", default="", help="jobs whose name contains this")
-    arguments.add_argument("--again", action="store_true", help="without regard to what the table has")
+    arguments.add_argument("--again", action="store_true", help="without regard to what the table has (a row counts as done by method, data, fraction, size, epochs and seed)")
     arguments.add_argument("--list", action="store_true", help="say what is done and leave")
     given = arguments.parse_args()
     given.runs.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,7 @@ def _box_rows(found: list[dict], data: LabelledData, ids) -> list[dict]:
         rows.append(dict(row=i, boxes=boxes, scores=answer["scores"].float().cpu().numpy(), labels=answer["labels"].cpu().numpy(), truth=check_boxes(data.record(i).label("boxes"), shape)))
     return rows
 
-# %% ../../nbs/lib/49a_downstream.evaluate.ipynb #847d8685
+# %% ../../nbs/lib/49a_downstream.evaluate.ipynb #f4be4c8c
 def _summarise(rows: list[dict], data: LabelledData, average: str, threshold: float) -> Scores:
     table = data.table.loc[[r["row"] for r in rows], ["id", "group"]].reset_index(drop=True)
     if data.task.kind == "boxes":
@@ -78,11 +78,12 @@ def _summarise(rows: list[dict], data: LabelledData, average: str, threshold: fl
     if data.task.name == "stenosis": summary["dice_where_true"] = float(table.loc[table["true"] > 0, "dice"].mean())
     return Scores(summary, table)
 
-def _refuse_nan(network, out):
+def _check_weights(network):
     "A mask made of NaN is empty, and an empty one can be right: such a network is refused, not scored."
-    broken = next((name for name, x in network.named_parameters() if not torch.isfinite(x).all()), None)
-    if broken: raise InputError(f"the network's weights are not finite ({broken}): its training went astray in the last steps; lower the learning rate, or set clip_grad or precision='fp32'")
-    if isinstance(out, torch.Tensor) and not torch.isfinite(out).all(): raise InputError("the network's answers are not finite; try precision='fp32'")
+    weights = dict(network.named_parameters())
+    if not weights or torch.stack([torch.isfinite(x).all() for x in weights.values()]).all(): return      # one look from the host
+    broken = next(name for name, x in weights.items() if not torch.isfinite(x).all())
+    raise InputError(f"the network's weights are not finite ({broken}): its training went astray in the last steps; lower the learning rate, or set clip_grad or precision='fp32'")
 
 @torch.no_grad()
 def evaluate(network, data: LabelledData, place: Place = Place(0, 1, torch.device("cpu")), batch_size: int = 16, threshold: float = 0.5,
@@ -94,11 +95,11 @@ def evaluate(network, data: LabelledData, place: Place = Place(0, 1, torch.devic
     if score_at not in ("network", "original"): raise unknown_name("score_at", score_at, ["network", "original"])
     if average not in AVERAGES: raise unknown_name("average", average, AVERAGES)
     training, rows, mine = network.training, [], np.arange(place.rank, len(data), place.world)
-    network.eval()
+    _check_weights(network); network.eval()
     for start in range(0, len(mine), batch_size):
         ids = mine[start:start + batch_size]
         with context: out = network(data.images(ids).to(place.device).float() / 255)
-        _refuse_nan(network, out)
+        if torch.is_tensor(out) and not torch.isfinite(out).all(): raise InputError("the network's answers are not finite; try precision='fp32'")
         rows += _box_rows(out, data, ids) if data.task.kind == "boxes" else _mask_rows(out, data, ids, threshold, score_at)
     network.train(training)
     rows = sorted(place.gather(rows), key=lambda r: r["row"])

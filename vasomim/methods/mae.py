@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHOD', 'MAE', 'spread']
 
-# %% ../../nbs/lib/46_methods.mae.ipynb #c3fe6d2e
+# %% ../../nbs/lib/46_methods.mae.ipynb #ad38c2e6
 import torch
 from ..core import InputError
 from ..losses import normalize_patches
@@ -14,12 +14,12 @@ from ..mae import MaskedAutoencoder
 from ..mae import visible_patches
 from ..masking import make_sampler
 from ..masking import masked_count
-from ..training.gray_encoder import recipe_of
 from ..training.method import Batch
 from ..training.method import Method
+from ..training.method import Recipe
 from ..training.method import View
 
-# %% ../../nbs/lib/46_methods.mae.ipynb #b373d693
+# %% ../../nbs/lib/46_methods.mae.ipynb #57873e69
 class MAE(Method):
     "MAE with any mask sampler; loss: mean squared error on masked patches. Source: He et al., CVPR 2022; recipe of the published pre-training script."
     presets = {"mae": dict(method="mae", masking="random", consistency="none", eta=1.0, beta_start=0.0, beta_end=0.0)}
@@ -33,7 +33,7 @@ class MAE(Method):
         self.norm_pix, self.sampler = config.norm_pix, make_sampler(config.masking, **self.sampler_options(config))
         self.masked = masked_count(self.mae.grid[0] * self.mae.grid[1], config.mask_ratio)
         self.views = (View(size=self.mae.size, scale=tuple(config.crop_scale), vessels=True),)
-        self.recipe = recipe_of(config)
+        self.recipe = Recipe.of(config)
 
     def sampler_options(self, config) -> dict:
         options = dict(mask_ratio=config.mask_ratio)

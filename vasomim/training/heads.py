@@ -14,7 +14,7 @@ from ..core import InputError
 from .ranks import ranks
 from .ranks import summed_through
 
-# %% ../../nbs/lib/45c_training.heads.ipynb #200a6a0d
+# %% ../../nbs/lib/45c_training.heads.ipynb #89b0c2c6
 class BatchStatistics(nn.SyncBatchNorm):
     "Batch norm over the rows of all processes; on one process, or without a group, over its own rows. Raises `InputError` for a single row in training."
     def forward(self, x):
@@ -27,10 +27,10 @@ class BatchStatistics(nn.SyncBatchNorm):
 def _global_batch_norm(norm: nn.SyncBatchNorm, x: torch.Tensor) -> torch.Tensor:
     "What SyncBatchNorm does, where it cannot (it needs a GPU); gradients flow through the statistics of all processes."
     count = torch.tensor(float(len(x)), device=x.device)
-    sums = summed_through(torch.cat([x.float().sum(0), x.float().square().sum(0), count[None]]))
+    sums = summed_through(torch.cat([x.float().sum(0), count[None]]))
     n = sums[-1].detach()
-    mean, square = sums[:-1].chunk(2)
-    mean, var = mean / n, square / n - (mean / n).square()
+    mean = sums[:-1] / n
+    var = summed_through((x.float() - mean).square().sum(0)) / n      # after the mean: nothing cancels
     with torch.no_grad():
         norm.running_mean.lerp_(mean, norm.momentum); norm.running_var.lerp_(var * n / (n - 1), norm.momentum); norm.num_batches_tracked.add_(1)
     y = (x.float() - mean) * (var + norm.eps).rsqrt()

@@ -44,7 +44,7 @@ class Batch:
     index: torch.Tensor
     random: RowRandom
 
-# %% ../../nbs/lib/40_training.method.ipynb #b143dad9
+# %% ../../nbs/lib/40_training.method.ipynb #8ed3c5bc
 @dataclass(frozen=True)
 class Recipe:
     "Optimisation recipe of a method (AdamW): rules of batch size and progress. The defaults are MAE's."
@@ -58,6 +58,12 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.95)
     clip_grad: float = 0.0        # largest norm of all gradients together; 0: not clipped
     by_epoch: bool = False        # rates move once an epoch, as torch's CosineAnnealingLR with T_max = epochs does
+
+    @classmethod
+    def of(cls, config, **more) -> "Recipe":
+        "The recipe that a job's options say; `more`: what only the method says (weight_decay_end, lr_unit)."
+        return cls(**{**dict(base_lr=config.base_lr, lr=config.lr if config.base_lr is None else None, min_lr=config.min_lr, warmup=min(config.warmup_epochs / config.epochs, 0.99),
+                             weight_decay=config.weight_decay, betas=tuple(config.betas), clip_grad=config.clip_grad), **more})
 
     def learning_rate(self, batch_size: int) -> float:
         "Peak learning rate for a global batch."
