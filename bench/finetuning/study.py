@@ -5,7 +5,7 @@
         --decoder-dim 192 --decoder-depth 2 --batch-size 32 --epochs 64 --warmup-epochs 4 --precision bf16 --threads 1 --seed 0; done
     python bench/finetuning/study.py --data ../shared/data --runs runs/study --table figures/finetuning.csv
 
-Small enough for two processor cores with bfloat16: ViT-Ti/16, 128 pixels, 250 to 620 optimiser steps of 8 images. It can be stopped at any time; the same command goes on, and leaves out what the table has already. --list shows what is done.
+Small enough for two processor cores with bfloat16: ViT-Ti/16, 128 pixels, 400 to 620 optimiser steps of 8 images (1,476 for boxes, at 256 pixels). It can be stopped at any time; the same command goes on, and leaves out what the table has already. --list shows what is done.
 """
 import argparse
 import json
@@ -20,15 +20,15 @@ from vasomim.downstream.outcome import read_results, write_results
 SEEDS = (0, 1, 2)
 COMMON = dict(size=128, batch_size=8, lr=1e-3, drop_path=0.0, seeds=SEEDS, threads=1, device="cpu", precision="bf16", log_every=100, save_every=20, keep=1)
 VIT, UNET = dict(model="unet_adapter", options=dict(base_channels=8)), dict(model="unet", options=dict(backbone="resnet18", base_channels=8))
-VITDET = dict(model="vitdet", options=dict(width=64, convs=1, fc=128, samples=(64, 64), proposals=(200, 100)))
-SETS = {    # name -> folder, settings; epochs make 400 to 620 steps, 246 for boxes
+VITDET = dict(model="vitdet", options=dict(width=64, convs=1, fc=128, samples=(64, 64), proposals=(200, 100), anchors=((8, 12, 16), (20, 24, 32), (40, 48, 64), (80, 100, 128), (160, 190, 256))))      # boxes are 14 pixels wide at 256: 96 % are within reach
+SETS = {    # name -> folder, settings; epochs make 400 to 620 steps, 1,476 for boxes
     "dca1": ("dca1", dict(data="dca1", epochs=80)),
     "xcad": ("xcad", dict(data="xcad", resplit=0.5, epochs=133)),
     "arcade-v": ("arcade", dict(data="arcade-v", label_fraction=0.2, epochs=16)),
     "dca1-25": ("dca1", dict(data="dca1", label_fraction=0.25, epochs=400)),      # ten images, the same number of steps
     "arcade-vs": ("arcade", dict(data="arcade-vs", label_fraction=0.4, epochs=12)),
     "arcade-s": ("arcade", dict(data="arcade-s", epochs=12)),
-    "stenosis": ("danilov", dict(data="stenosis", size=256, epochs=2, lr=5e-4, weight_decay=0.05, augment=dict(jitter=(0.5, 2.0)))),
+    "stenosis": ("danilov", dict(data="stenosis", size=256, epochs=12, weight_decay=0.05, augment=dict(jitter=(0.8, 1.25)))),
 }
 FIRST = ("dca1", "xcad", "arcade-v", "dca1-25")      # all methods and seeds; the others only a ViT from scratch and a pre-trained one, once
 DECAY = {"scratch-decay": ("scratch", dict(layer_decay=0.75)), "vasomim-flat": ("vasomim", dict(layer_decay=1.0))}      # on dca1: the presets train these two differently

@@ -1,0 +1,102 @@
+"""What every pre-training method owes the trainer, as programs and tools for `test_methods.py`: one batch, made without files, on this machine or on a device that is not there.
+
+    torchrun --standalone --nproc_per_node=2 tests/contract.py OUT    loss and gradients of every method, averaged over the processes, as OUT
+"""
+import importlib
+import pkgutil
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import vasomim.methods
+from vasomim.core import RowRandom
+from vasomim.pretrain import PretrainConfig
+from vasomim.proof import InMemory
+from vasomim.training.batches import Batches
+from vasomim.training.method import Batch
+
+IMAGES, BATCH = 8, 4
+SIZE = dict(model="test_vit", img_size=64, pack_size=96, decoder_dim=32, decoder_depth=1, decoder_heads=2, batch_size=BATCH, epochs=4, warmup_epochs=1.0, device="cpu", threads=1, precision="fp32", border=6, sigmas=(1, 2))
+
+
+def presets() -> dict[str, str]:
+    "Every registered method -> the first of its presets."
+    names = [m.name for m in pkgutil.iter_modules(vasomim.methods.__path__)]
+    return {n: next(iter(importlib.import_module(f"vasomim.methods.{n}").METHOD.presets)) for n in names}
+
+
+def built(preset: str, **changes):
+    "A method with seeded weights, and its configuration."
+    config = PretrainConfig.of(**{**SIZE, "preset": preset, **changes})
+    torch.manual_seed(0)
+    return importlib.import_module(f"vasomim.methods.{config.method}").METHOD(config).train(), config
+
+
+def batches_of(method, world: int = 1, rank: int = 0) -> Batches: return Batches(InMemory(IMAGES, 96), method.views, BATCH, 0, world, rank)
+
+
+def loss_and_gradients(preset: str, world: int = 1, rank: int = 0, precision=torch.float32, step: int = 1, **changes):
+    "(method, parts, name -> gradient) of one step."
+    method, config = built(preset, **changes)
+    batches = batches_of(method, world, rank)
+    method.before_epoch(0, batches)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16): out = method(batches(step, ahead=False), 0.5)
+    out["loss"].backward()
+    batches.close()
+    return method, {k: v.detach() for k, v in out.items()}, {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+
+
+class Elsewhere(RowRandom):
+    "Random numbers of a device that is not there."
+    def __init__(self, rows: int): self.total, self.start, self.rows, self.generator = rows, 0, rows, torch.Generator()
+    def rand(self, *shape): return torch.empty((self.rows, *shape), device="cuda")
+
+
+def move(module: nn.Module):
+    "Parameters and buffers become those of a GPU, without values. To be called within a FakeTensorMode."
+    for part in module.modules():
+        for name, p in part._parameters.items():
+            if p is not None: part._parameters[name] = nn.Parameter(torch.empty_like(p, device="cuda"), requires_grad=p.requires_grad)
+        for name, b in part._buffers.items():
+            if b is not None: part._buffers[name] = torch.empty_like(b, device="cuda")
+
+
+def step_without_values(preset: str):
+    "Forward and the hooks of a step on a GPU of which only shapes are known: whatever asks for a value (`.item()`, a branch, an index by mask) raises."
+    method, config = built(preset)
+    batches = batches_of(method)
+    method.before_epoch(0, batches)
+    batch = batches(0, ahead=False)
+    batches.close()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        move(method)
+        there = lambda tensors: {k: torch.empty_like(v, device="cuda") for k, v in tensors.items()}
+        batch = Batch(*map(there, (batch.images, batch.vessels, batch.boxes, batch.flips)), torch.empty_like(batch.index, device="cuda"), Elsewhere(BATCH))
+        out = method(batch, 0.5)
+        for p in method.parameters():      # the backward pass is torch's, and needs a real device
+            if p.requires_grad: p.grad = torch.empty_like(p)
+        method.before_step(0.5)
+        method.after_step(0.5)
+        return {k: v.device.type for k, v in out.items()}
+
+
+def main(out: str):
+    import torch.distributed as dist
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    world, results = dist.get_world_size(), {}
+    for name, preset in presets().items():
+        try: _, parts, gradients = loss_and_gradients(preset, world, dist.get_rank())
+        except Exception as e: results[name] = f"{type(e).__name__}: {e}"; continue
+        for v in (*parts.values(), *gradients.values()): dist.all_reduce(v); v /= world
+        results[name] = dict(parts=parts, gradients=gradients)
+    if dist.get_rank() == 0: torch.save(results, out)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__": main(sys.argv[1])
