@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from .core import unknown_name
 
-# %% ../nbs/lib/69a_cli_methods.ipynb #38dd4702
+# %% ../nbs/lib/69a_cli_methods.ipynb #e0ca07d7
 def method_table() -> list[dict]:
     "A row for each registered method."
     from vasomim.pretrain import PretrainConfig
@@ -24,7 +24,7 @@ def method_table() -> list[dict]:
         method, crops = build(PretrainConfig.of(preset=preset)), Counter()
         for v in method.views: crops["x".join(map(str, dict.fromkeys(v.size)))] += v.count
         rows.append(dict(preset=preset, method=about.title or name, views=" + ".join(f"{n} x {size}" for size, n in crops.items()), teacher="yes" if any(isinstance(m, Teacher) for m in method.modules()) else "no",
-                         masks=about.masks, exports=about.exports, cost=about.cost, licence=about.licence, weights=about.weights or "-", presets=tuple(build.presets)))
+                         masks=about.masks, exports=about.exports, network=about.network, cost=about.cost, licence=about.licence, weights=about.weights or "-", presets=tuple(build.presets)))
     return rows
 
 # %% ../nbs/lib/69a_cli_methods.ipynb #8445ab08

@@ -80,7 +80,7 @@ class Recipe:
         if self.weight_decay_end is None: return self.weight_decay
         return self.weight_decay_end + (self.weight_decay - self.weight_decay_end) * (1 + math.cos(math.pi * progress)) / 2
 
-# %% ../../nbs/lib/40_training.method.ipynb #495aaa95
+# %% ../../nbs/lib/40_training.method.ipynb #e6687866
 @dataclass(frozen=True)
 class About:
     "What is worth knowing of a method before one trains it."
@@ -89,6 +89,7 @@ class About:
     licence: str = ""           # of the original code; here all is written from the formulas
     masks: str = "none"         # what is hidden from the student
     exports: str = "student"    # which network is the product
+    network: str = "vit"        # what it is: vit, or unet (for the downstream network of that name)
     cost: float = 0.0           # multiply-adds of training on an image, relative to MAE with 75 % masked (ViT-B/16, 224 pixels): arithmetic
     weights: str = ""           # published weights that fine-tuning can start from
 
