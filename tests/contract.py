@@ -5,7 +5,7 @@
 import importlib
 import pkgutil
 import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -52,7 +52,7 @@ def loss_and_gradients(preset: str, world: int = 1, rank: int = 0, precision=tor
 
 class Elsewhere(RowRandom):
     "Random numbers of a device that is not there."
-    def __init__(self, rows: int): self.total, self.start, self.rows, self.generator = rows, 0, rows, torch.Generator()
+    def __init__(self, rows: int): self.total, self.start, self.rows, self.generator = rows, 0, rows, SimpleNamespace(device=torch.device("cuda"), initial_seed=lambda: 0)
     def rand(self, *shape): return torch.empty((self.rows, *shape), device="cuda")
 
 

@@ -1,0 +1,40 @@
+"""Every preset of every method through both notebooks, on phantoms and on real frames: some minutes each, so not part of `make test`.
+
+    python -m pytest -q tests/slow_methods_papermill.py
+"""
+import json
+import subprocess
+
+import pytest
+
+from conftest import ROOT, environment
+from contract import presets
+from vasomim.core import shared_dir
+from vasomim.training.method import find_method
+
+SMALL = dict(img_size=64, pack_size=96, model="test_vit", decoder_dim=32, decoder_depth=1, decoder_heads=2, batch_size=4, epochs=2, warmup_epochs=0.5, device="cpu", threads=1, nproc=1)
+FRAMES = shared_dir("data", "dca1")
+
+
+def papermill(cwd, notebook, out, **parameters):
+    given = [w for k, v in parameters.items() for w in (("-y", f"{k}: {json.dumps(v)}") if isinstance(v, (dict, list)) else ("-p", k, str(v)))]
+    done = subprocess.run(["papermill", str(ROOT / "nbs" / notebook), out, "-k", "python3", "--no-progress-bar", *given], cwd=cwd, env=environment(), text=True, capture_output=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("name", presets())
+def test_phantoms_to_a_fine_tuned_network(name, tmp_path):
+    papermill(tmp_path, "pretrain.ipynb", "pretrain.ipynb", preset=presets()[name], phantoms=8, run_dir="run", cache_dir="packed", **SMALL)
+    assert (tmp_path / "run" / "encoder" / "model.safetensors").is_file()
+    network = find_method(name).about.network
+    model = dict(model="unet", options=dict(find_method(name).Options().__dict__)) if network == "unet" else dict(model="unet_adapter", options=dict(base_channels=4))
+    if network == "unet": model["options"] = {k: json.loads((tmp_path / "run" / "config.json").read_text())["options"].get(k, v) for k, v in model["options"].items() if k in ("backbone", "base_channels")}
+    papermill(tmp_path, "finetune.ipynb", "finetune.ipynb", checkpoint="run", phantoms=12, phantom_size=64, size=64, epochs=1, batch_size=4, run_dir="tuned", cache_dir="labelled", threads=1, device="cpu", **model)
+    assert "dice" in (tmp_path / "tuned" / "results.csv").read_text()
+
+
+@pytest.mark.skipif(FRAMES is None, reason="no real frames beside this repository")
+@pytest.mark.parametrize("name", presets())
+def test_real_frames(name, tmp_path):
+    papermill(tmp_path, "pretrain.ipynb", "pretrain.ipynb", preset=presets()[name], data_dir=FRAMES, run_dir="run", cache_dir=tmp_path.parent / "packed", **dict(SMALL, epochs=1, warmup_epochs=0.0, batch_size=8))
+    assert (tmp_path / "run" / "encoder" / "model.safetensors").is_file()
