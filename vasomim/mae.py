@@ -81,7 +81,7 @@ def mae_init(module: nn.Module):
         if module.bias is not None: nn.init.zeros_(module.bias)
     elif isinstance(module, nn.LayerNorm): module.reset_parameters()
 
-# %% ../nbs/lib/31_mae.ipynb #595fc306
+# %% ../nbs/lib/31_mae.ipynb #3cc1e46f
 class Decoder(nn.Module):
     "MAE's light decoder: latent tokens of the visible patches (B, 1+V, D) -> prediction for every patch (B, N, out)."
     def __init__(self, grid, encoder_dim: int, out: int, dim: int = 512, depth: int = 8, heads: int = 16):
@@ -93,6 +93,7 @@ class Decoder(nn.Module):
         self.pos_embed = nn.Parameter(positions[None], requires_grad=False)
         self.blocks = nn.ModuleList(Block(dim, heads, 4, qkv_bias=True, norm_layer=norm) for _ in range(depth))
         self.norm, self.predict = norm(dim), nn.Linear(dim, out)
+        self.further: nn.Module | None = None    # a second head on the same tokens; what it says follows the pixels in the last dimension
         self.apply(mae_init); nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, latent: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
@@ -102,7 +103,8 @@ class Decoder(nn.Module):
         patches = patches.scatter(1, visible[..., None].expand(-1, -1, x.shape[-1]), x[:, 1:])
         x = torch.cat([x[:, :1], patches], dim=1) + self.pos_embed
         for block in self.blocks: x = block(x)
-        return self.predict(self.norm(x))[:, 1:]
+        x = self.norm(x)
+        return (self.predict(x) if self.further is None else torch.cat([self.predict(x), self.further(x)], dim=-1))[:, 1:]
 
 # %% ../nbs/lib/31_mae.ipynb #40394d5c
 class MaskedAutoencoder(nn.Module):
