@@ -261,7 +261,7 @@ LPIPS_LAYERS = ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]
 def lpips_heads() -> list[torch.Tensor]:
     "The five weight vectors of LPIPS v0.1 for VGG16, (C,) each, from the files of torchmetrics."
     spec = find_spec("torchmetrics")
-    if spec is None: raise InputError("objective='lpips': its weights come with torchmetrics, which is not installed (pip install torchmetrics)")
+    if spec is None: raise InputError("objective='lpips': its weights come with torchmetrics, which is not installed (pip install 'vasomim[objectives]')")
     state = read_state(Path(spec.origin).parent / "functional" / "image" / "lpips_models" / "vgg.pth")
     return [state[f"lin{k}.model.1.weight"].flatten() for k in range(5)]
 
