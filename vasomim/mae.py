@@ -45,7 +45,7 @@ def sincos_positions(grid: tuple[int, int], # patches per column and row (rows, 
     angle = [v.reshape(-1, 1) * omega for v in (x, y)]
     return torch.cat([f(a) for a in angle for f in (torch.sin, torch.cos)], dim=1)
 
-# %% ../nbs/lib/31_mae.ipynb #b2c522e2
+# %% ../nbs/lib/31_mae.ipynb #9126da0e
 def create_encoder(name: str,         # a timm name, e.g. "vit_base_patch16_224"
                    img_size,          # H = W in pixels, or (H, W)
                    in_chans: int = 3, # 3: the gray channel is repeated; 1: native gray
@@ -56,9 +56,9 @@ def create_encoder(name: str,         # a timm name, e.g. "vit_base_patch16_224"
         near = timm.list_models(f"*{name.split('_patch')[0]}*")[:3]
         raise InputError(f"model={name!r} is not a timm model" + (f": try {', '.join(near)}" if near else "; see timm.list_models('vit_*')"))
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    make = partial(timm.create_model, name, in_chans=in_chans, num_classes=0, **options)
-    try: vit = make(img_size=size, global_pool="token")
-    except TypeError: vit = make()      # other families take other arguments; check_encoder refuses them
+    make = partial(timm.create_model, name, in_chans=in_chans, num_classes=0, **{"global_pool": "token", **options})
+    try: vit = make(img_size=size)
+    except TypeError: vit = timm.create_model(name, in_chans=in_chans, num_classes=0, **options)      # other families take other arguments; check_encoder refuses them
     except AssertionError as e: raise InputError(f"model={name!r} with img_size={size} cannot be built: {e}") from e
     check_encoder(vit, name, size)
     return vit
@@ -83,8 +83,8 @@ def mae_init(module: nn.Module):
 
 # %% ../nbs/lib/31_mae.ipynb #3cc1e46f
 class Decoder(nn.Module):
-    "MAE's light decoder: latent tokens of the visible patches (B, 1+V, D) -> prediction for every patch (B, N, out)."
-    def __init__(self, grid, encoder_dim: int, out: int, dim: int = 512, depth: int = 8, heads: int = 16):
+    "MAE's light decoder: latent tokens of the visible patches (B, 1+V, D) -> prediction for every patch (B, N, out); with out=None its own normed tokens (B, N, dim)."
+    def __init__(self, grid, encoder_dim: int, out: int | None, dim: int = 512, depth: int = 8, heads: int = 16):
         super().__init__()
         if dim % heads: raise InputError(f"decoder_dim={dim} is not divisible by decoder_heads={heads}")
         norm = partial(nn.LayerNorm, eps=1e-6)
@@ -92,7 +92,7 @@ class Decoder(nn.Module):
         positions = torch.cat([torch.zeros(1, dim), sincos_positions(grid, dim)])
         self.pos_embed = nn.Parameter(positions[None], requires_grad=False)
         self.blocks = nn.ModuleList(Block(dim, heads, 4, qkv_bias=True, norm_layer=norm) for _ in range(depth))
-        self.norm, self.predict = norm(dim), nn.Linear(dim, out)
+        self.norm, self.predict = norm(dim), nn.Identity() if out is None else nn.Linear(dim, out)
         self.further: nn.Module | None = None    # a second head on the same tokens; what it says follows the pixels in the last dimension
         self.apply(mae_init); nn.init.normal_(self.mask_token, std=0.02)
 
@@ -106,7 +106,7 @@ class Decoder(nn.Module):
         x = self.norm(x)
         return (self.predict(x) if self.further is None else torch.cat([self.predict(x), self.further(x)], dim=-1))[:, 1:]
 
-# %% ../nbs/lib/31_mae.ipynb #40394d5c
+# %% ../nbs/lib/31_mae.ipynb #f419d75d
 class MaskedAutoencoder(nn.Module):
     """MAE around a timm ViT. `forward(images, mask)` gives the prediction for every patch, (B, N, Ph*Pw*C), in units of the
     normalised image. images: (B, 1, H, W) in [0, 1] (or already C channels); mask: (B, N) bool, True = hidden, the same number in every row.
@@ -155,8 +155,8 @@ class MaskedAutoencoder(nn.Module):
         "Patches in units of the normalised image -> gray image (B, 1, H, W)."
         return self.denormalize(unpatchify(patches, self.patch_size, self.size))
 
-    def encode(self, images: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        "Latent tokens (B, prefix+V, D) of the visible patches; visible: (B, V) indices."
+    def encode(self, images: torch.Tensor, visible: torch.Tensor, taps: tuple[int, ...] | None = None) -> torch.Tensor | list[torch.Tensor]:
+        "Latent tokens (B, prefix+V, D) of the visible patches; visible: (B, V) indices. With `taps`: the tokens after each of these blocks (from 0), without the last norm."
         vit = self.encoder
         x = vit.patch_embed(self.normalize(images))
         x = x.flatten(1, -2) if x.ndim == 4 else x
@@ -169,15 +169,21 @@ class MaskedAutoencoder(nn.Module):
             if prefix: tokens = torch.cat([tokens[:, :prefix] + vit.pos_embed[:, :prefix], tokens[:, prefix:]], dim=1)
             x = torch.cat([tokens, x], dim=1)
         x = vit.norm_pre(vit.pos_drop(x))
-        for block in vit.blocks: x = block(x)
-        return vit.norm(x)
+        after = {}
+        for i, block in enumerate(vit.blocks):
+            x = block(x)
+            if taps and i in taps: after[i] = x
+        return vit.norm(x) if taps is None else [after[i] for i in taps]
+
+    def one_first(self, latent: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        "What a decoder takes, (B, 1+V, D): the class token, or the mean where there is none, before the visible patches."
+        prefix = latent.shape[1] - visible.shape[1]
+        first = latent[:, :1] if prefix else latent.mean(1, keepdim=True)
+        return torch.cat([first, latent[:, prefix:]], dim=1)
 
     def forward(self, images: torch.Tensor, mask: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
         visible = visible_patches(mask) if visible is None else visible
-        latent = self.encode(images, visible)
-        prefix = latent.shape[1] - visible.shape[1]
-        first = latent[:, :1] if prefix else latent.mean(1, keepdim=True)
-        return self.decoder(torch.cat([first, latent[:, prefix:]], dim=1), visible)
+        return self.decoder(self.one_first(self.encode(images, visible), visible), visible)
 
 # %% ../nbs/lib/31_mae.ipynb #234995e7
 def visible_patches(mask: torch.Tensor,        # (B, N) bool, the same number of True in every row
