@@ -6,14 +6,14 @@
 __all__ = ['ADAPTERS', 'NETWORK', 'conv', 'grow', 'deconvolve', 'Residual', 'ConvAdapter', 'DeconvAdapter', 'Options',
            'UNetAdapter']
 
-# %% ../../../nbs/lib/35a_downstream.networks.unet_adapter.ipynb #49ac0dd2
+# %% ../../../nbs/lib/35a_downstream.networks.unet_adapter.ipynb #382c5e8c
 from dataclasses import dataclass
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn.functional import interpolate
 from ...core import InputError
 from .base import Network
+from .base import patch_map
 from .base import to_stride
 
 # %% ../../../nbs/lib/35a_downstream.networks.unet_adapter.ipynb #e9b37c33
@@ -75,7 +75,7 @@ class DeconvAdapter(nn.Module):
             x = step(x if skip is None else torch.cat([x, skip], 1))
         return self.head(x)
 
-# %% ../../../nbs/lib/35a_downstream.networks.unet_adapter.ipynb #bc13ce0e
+# %% ../../../nbs/lib/35a_downstream.networks.unet_adapter.ipynb #82f93d21
 ADAPTERS = {"conv": ConvAdapter, "deconv": DeconvAdapter}
 
 @dataclass(frozen=True)
@@ -98,15 +98,14 @@ class UNetAdapter(Network):
         self.expect(config.size, vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
         if any(side % adapter.multiple for side in self.size):
             raise InputError(f"size {self.size[0]}x{self.size[1]}: pyramid={options.pyramid!r} needs sides divisible by {adapter.multiple}")
+        if options.norm and not hasattr(vit, "norm"): raise InputError(f"norm=True: {vit.pretrained_cfg['architecture']} has no final norm; norm=False is the tokens as they are")
         if not options.norm: vit.norm = nn.Identity()     # also keeps the optimiser from a layer that never learns
         vit.fc_norm = nn.Identity()
         self.adapter = adapter(vit.embed_dim, vit.patch_embed.proj.in_channels, config.classes, options.base_channels)
 
     def tokens(self, images: torch.Tensor) -> torch.Tensor:
         "Normalised images -> tokens of the last block on a grid of 16 pixels, (B, D, h, w)."
-        vit: VisionTransformer = self.encoder
-        patches = vit.forward_features(images)[:, vit.num_prefix_tokens:]
-        return to_stride(patches.transpose(1, 2).unflatten(2, vit.patch_embed.grid_size), self.size)
+        return to_stride(patch_map(self.encoder, images, norm=True), self.size)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.normalize(images)

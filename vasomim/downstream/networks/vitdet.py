@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NETWORK', 'SimpleFeaturePyramid', 'WindowAttention', 'global_blocks', 'Options', 'drop_prefix', 'ViTDet']
 
-# %% ../../../nbs/lib/35c_downstream.networks.vitdet.ipynb #49ac0dd2
+# %% ../../../nbs/lib/35c_downstream.networks.vitdet.ipynb #f711544f
 from dataclasses import dataclass
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from ..detection_parts import HeadOptions
 from ..detection_parts import anchor_iou
 from ..detection_parts import check_size
 from .base import Network
+from .base import patch_map
 from .base import to_stride
 
 # %% ../../../nbs/lib/35c_downstream.networks.vitdet.ipynb #8b5be8bf
@@ -56,7 +57,7 @@ def global_blocks(depth: int) -> set[int]:
     "The four blocks that look at all tokens: 2, 5, 8, 11 of 12."
     return {(i + 1) * depth // 4 - 1 for i in range(4)}
 
-# %% ../../../nbs/lib/35c_downstream.networks.vitdet.ipynb #922b19a9
+# %% ../../../nbs/lib/35c_downstream.networks.vitdet.ipynb #583db710
 @dataclass(frozen=True)
 class Options(HeadOptions):
     window: int = 0     # side of the attention windows in tokens; 0: attention among all tokens; ViTDet: 14
@@ -84,8 +85,10 @@ class ViTDet(Network):
         vit, self.options = self.take_encoder(config), options
         self.expect(config.size, vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
         check_size(self.size, "vitdet")
-        drop_prefix(vit)
+        plain = isinstance(vit, VisionTransformer)
+        if plain: drop_prefix(vit)
         vit.norm, vit.fc_norm = nn.Identity(), nn.Identity()
+        if options.window and not plain: raise InputError(f"window={options.window}: {type(vit).__name__} has its own positions in attention; windows are for plain ViTs, give window=0")
         if options.window:
             for i, block in enumerate(vit.blocks):
                 if i not in global_blocks(len(vit.blocks)): block.attn = WindowAttention(block.attn, vit.patch_embed.grid_size, options.window)
@@ -99,9 +102,7 @@ class ViTDet(Network):
 
     def tokens(self, images: torch.Tensor) -> torch.Tensor:
         "Normalised images -> tokens of the last block on a grid of 16 pixels, (B, D, h, w)."
-        vit: VisionTransformer = self.encoder
-        x = vit.blocks(vit.norm_pre(vit.pos_drop(vit.patch_embed(images).flatten(1, -2) + vit.pos_embed)))
-        return to_stride(x.transpose(1, 2).unflatten(2, vit.patch_embed.grid_size), self.size)
+        return to_stride(patch_map(self.encoder, images), self.size)
 
     def forward(self, images: torch.Tensor, targets: list[dict] | None = None):
         x = self.normalize(images)
