@@ -19,7 +19,7 @@ from vasomim.training.batches import Batches
 from vasomim.training.method import Batch
 
 IMAGES, BATCH = 8, 4
-SIZE = dict(model="test_vit", img_size=64, pack_size=96, decoder_dim=32, decoder_depth=1, decoder_heads=2, batch_size=BATCH, epochs=4, warmup_epochs=1.0, device="cpu", threads=1, precision="fp32", border=6, sigmas=(1, 2))
+SIZE = dict(model="test_vit", patch_size=8, img_size=64, pack_size=96, decoder_dim=32, decoder_depth=1, decoder_heads=2, batch_size=BATCH, epochs=4, warmup_epochs=1.0, device="cpu", threads=1, precision="fp32", border=6, sigmas=(1, 2))
 
 
 def presets() -> dict[str, str]:

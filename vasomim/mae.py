@@ -45,7 +45,7 @@ def sincos_positions(grid: tuple[int, int], # patches per column and row (rows, 
     angle = [v.reshape(-1, 1) * omega for v in (x, y)]
     return torch.cat([f(a) for a in angle for f in (torch.sin, torch.cos)], dim=1)
 
-# %% ../nbs/lib/31_mae.ipynb #9126da0e
+# %% ../nbs/lib/31_mae.ipynb #bf3265ed
 def create_encoder(name: str,         # a timm name, e.g. "vit_base_patch16_224"
                    img_size,          # H = W in pixels, or (H, W)
                    in_chans: int = 3, # 3: the gray channel is repeated; 1: native gray
@@ -58,7 +58,9 @@ def create_encoder(name: str,         # a timm name, e.g. "vit_base_patch16_224"
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     make = partial(timm.create_model, name, in_chans=in_chans, num_classes=0, **{"global_pool": "token", **options})
     try: vit = make(img_size=size)
-    except TypeError: vit = timm.create_model(name, in_chans=in_chans, num_classes=0, **options)      # other families take other arguments; check_encoder refuses them
+    except TypeError as e:
+        vit = timm.create_model(name, num_classes=0)      # other families take other arguments; check_encoder refuses them
+        if isinstance(vit, VisionTransformer): raise InputError(f"model={name!r} cannot be built: {e}") from e
     except AssertionError as e: raise InputError(f"model={name!r} with img_size={size} cannot be built: {e}") from e
     check_encoder(vit, name, size)
     return vit

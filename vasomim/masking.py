@@ -6,8 +6,10 @@
 __all__ = ['masked_count', 'MaskSampler', 'find_samplers', 'make_sampler', 'lowest', 'RandomSampler', 'GuidedSampler',
            'BlockSampler']
 
-# %% ../nbs/lib/30_masking.ipynb #80ea65ff
+# %% ../nbs/lib/30_masking.ipynb #220810b6
+import importlib
 import math
+import pkgutil
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ def masked_count(patches: int,      # N in the paper
     "Number of masked patches of each image: N - int(N (1 - gamma))."
     return patches - int(patches * (1 - mask_ratio))
 
-# %% ../nbs/lib/30_masking.ipynb #f6da974e
+# %% ../nbs/lib/30_masking.ipynb #6c23f91e
 class MaskSampler:
     "Base of all mask samplers: checks what comes in; subclasses say in `draw` which patches go."
     name, registry = "", {}
@@ -35,10 +37,14 @@ class MaskSampler:
         super().__init_subclass__(**kwargs)
         if cls.name: MaskSampler.registry[cls.name] = cls
 
+    def count(self, patches: int) -> int:
+        "Masked patches of each image."
+        return masked_count(patches, self.mask_ratio)
+
     def __call__(self, weights: torch.Tensor, progress: float = 0.0, generator=None) -> torch.Tensor:
         "(B, N) weights -> (B, N) bool mask with the same number of True in every row."
         self.check(weights, progress)
-        count = masked_count(weights.shape[1], self.mask_ratio)
+        count = self.count(weights.shape[1])
         if not 0 < count < weights.shape[1]:
             raise InputError(f"mask_ratio={self.mask_ratio} masks {count} of {weights.shape[1]} patches: use more patches or another ratio")
         return self.draw(weights.float(), float(progress), count, generator)
@@ -53,11 +59,9 @@ class MaskSampler:
 
     def draw(self, weights, progress, count, generator): raise NotImplementedError
 
-# %% ../nbs/lib/30_masking.ipynb #722bd2c2
+# %% ../nbs/lib/30_masking.ipynb #01003a9a
 def find_samplers() -> dict[str, type[MaskSampler]]:
     "All samplers by name: those of this room and of every room `masking_*`."
-    import importlib
-    import pkgutil
     package = importlib.import_module("vasomim")
     for m in pkgutil.iter_modules(package.__path__):
         if m.name.startswith("masking_"): importlib.import_module(f"vasomim.{m.name}")

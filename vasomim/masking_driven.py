@@ -13,7 +13,7 @@ from .core import uniform
 from .masking import MaskSampler
 from .masking import lowest
 
-# %% ../nbs/lib/30a_masking_driven.ipynb #d3b69c43
+# %% ../nbs/lib/30a_masking_driven.ipynb #22305833
 VISIBLE, MASKED, THROWN = 0, 1, 2
 
 class AttentionSampler(MaskSampler):
@@ -31,6 +31,8 @@ class AttentionSampler(MaskSampler):
         masked, gone = int(patches * self.mask_ratio), int(patches * (self.mask_ratio + self.throw_ratio))
         if not 0 < masked <= gone < patches: raise InputError(f"mask_ratio={self.mask_ratio} and throw_ratio={self.throw_ratio} of {patches} patches mask {masked} and leave {patches - gone}: use more patches or other ratios")
         return patches - gone, masked, gone - masked
+
+    def count(self, patches: int) -> int: return self.counts(patches)[1]
 
     def roles(self, weights: torch.Tensor, progress: float = 0.0, generator=None) -> torch.Tensor:
         "(B, N) weights -> (B, N) uint8: VISIBLE, MASKED or THROWN, each as often in every row."

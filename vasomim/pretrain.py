@@ -59,7 +59,7 @@ def preset_values(name: str) -> dict:
     if name not in presets: raise unknown_name("preset", name, presets)
     return presets[name]
 
-# %% ../nbs/lib/50_pretrain.ipynb #65c34e67
+# %% ../nbs/lib/50_pretrain.ipynb #8165a2c1
 def _preset(given: dict) -> dict:
     "What stands behind the given values: the preset, without its rule for the learning rate where one is given."
     values = preset_values(given.get("preset", "vasomim"))
@@ -146,7 +146,8 @@ class PretrainConfig(TrainingConfig):
         own = {f.name for f in fields(Options)} if Options else set()
         checked_names(cls, values, own)
         special = {k: v for k, v in values.items() if k not in known}
-        return cls(**{k: v for k, v in values.items() if k in known}, **({"options": special} if special else {}))
+        if special: values = {**values, "options": {**preset.get("options", {}), **special}}      # the preset's other options stay
+        return cls(**{k: v for k, v in values.items() if k in known})
 
 # %% ../nbs/lib/50_pretrain.ipynb #19c6e212
 def extractor(config: PretrainConfig):

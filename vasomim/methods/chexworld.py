@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASE', 'METHOD', 'paired_crops', 'shift', 'places', 'embed', 'altered', 'Options', 'CheXWorld']
 
-# %% ../../nbs/lib/46m_methods.chexworld.ipynb #0986142d
+# %% ../../nbs/lib/46m_methods.chexworld.ipynb #50ac75b1
 import math
 from dataclasses import dataclass
 import torch
@@ -23,6 +23,7 @@ from ..training.jepa import JEPA
 from ..training.jepa import StretchedRecipe
 from ..training.jepa import skill
 from ..training.jepa import tokens_at
+from ..training.method import About
 from ..training.method import Batch
 from ..training.method import View
 from ..training.method import method_options
@@ -99,13 +100,14 @@ class Options:
             if not 0 <= getattr(self, name) <= 1: raise InputError(f"{name}={getattr(self, name)}: must be between 0 and 1")
         if not self.stretch >= 1: raise InputError(f"stretch={self.stretch}: must be at least 1")
 
-# %% ../../nbs/lib/46m_methods.chexworld.ipynb #5f0e2c6c
+# %% ../../nbs/lib/46m_methods.chexworld.ipynb #0ce351b5
 BASE = dict(model="vit_base_patch16_224", img_size=224, decoder_dim=384, decoder_depth=6, decoder_heads=12, epochs=300, warmup_epochs=40.0, batch_size=2048, lr=2e-4, pack_size=512)
 
 class CheXWorld(JEPA):
     "CheXWorld (type iwm_dual_easy); loss: mean squared error between predicted and target features, within and across views. Source: Yue et al., CVPR 2025."
     Options = Options
     _own = dict(method="chexworld", crop_scale=(0.3, 1.0), min_lr=1e-6, weight_decay=0.05, betas=(0.9, 0.999), clip_grad=1.0, progress="step")
+    about = About("CheXWorld", "Yue et al., CVPR 2025", "none given", masks="all but a context block without 4 target blocks", exports="teacher", cost=3.4, weights="checkpoints of LeapLabTHU/CheXWorld")
     presets = {"chexworld": dict(_own, options=dict(blocks="ours", positions="unified")), "chexworld_base": dict(BASE, **_own)}
 
     def __init__(self, config):

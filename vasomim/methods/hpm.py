@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OWN', 'BASE', 'METHOD', 'order_loss', 'value_loss', 'TwinDecoder', 'Options', 'epoch_of', 'HPM']
 
-# %% ../../nbs/lib/46h_methods.hpm.ipynb #2e77e8b4
+# %% ../../nbs/lib/46h_methods.hpm.ipynb #dc35a7dc
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from ..mae import Decoder
 from ..mae import visible_patches
 from .mae import MAE
 from .mae import spread
+from ..training.method import About
 from ..training.method import Batch
 from ..training.method import method_options
 from ..training.teacher import Teacher
@@ -49,7 +50,7 @@ class TwinDecoder(nn.Module):
         predicted = latent[:, 1:] if self.scores_only else self.pixels(latent, visible)
         return torch.cat([predicted.float(), self.scorer(latent, visible).float().mean(-1, keepdim=True)], dim=-1)
 
-# %% ../../nbs/lib/46h_methods.hpm.ipynb #31483e0b
+# %% ../../nbs/lib/46h_methods.hpm.ipynb #b89ebf3d
 @dataclass(frozen=True)
 class Options:
     relative: bool = True           # the predictor learns an order; False: standardised losses
@@ -78,6 +79,7 @@ BASE = dict(OWN, model="vit_base_patch16_224", img_size=224, decoder_dim=512, de
 class HPM(MAE):
     "Hard patches mining: MAE, a second decoder that predicts the order of the losses, and masks by what its slow average predicts. Source: Wang et al., CVPR 2023."
     Options = Options
+    about = About("HPM", "Wang et al., CVPR 2023", "Apache-2.0", masks="75 %, up to half of them by predicted loss", cost=2.3, weights="pre-training files of Haochen-Wang409/HPM")
     presets = {"hpm": dict(OWN, options=dict(momentum=0.99, momentum_end=0.999, momentum_epochs=10)), "hpm_base": BASE}
 
     def __init__(self, config):

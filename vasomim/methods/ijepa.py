@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASE', 'METHOD', 'Options', 'IJEPA']
 
-# %% ../../nbs/lib/46g_methods.ijepa.ipynb #fe786378
+# %% ../../nbs/lib/46g_methods.ijepa.ipynb #7fc819c5
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from ..training.jepa import JEPA
 from ..training.jepa import StretchedRecipe
 from ..training.jepa import skill
 from ..training.jepa import tokens_at
+from ..training.method import About
 from ..training.method import Batch
 from ..training.method import View
 from ..training.method import method_options
@@ -38,13 +39,14 @@ class Options:
         if not 0 <= self.momentum <= 1: raise InputError(f"momentum={self.momentum}: must be between 0 and 1")
         if not self.weight_decay_end >= 0: raise InputError(f"weight_decay_end={self.weight_decay_end}: must not be negative")
 
-# %% ../../nbs/lib/46g_methods.ijepa.ipynb #00d5253a
+# %% ../../nbs/lib/46g_methods.ijepa.ipynb #e4e78640
 BASE = dict(model="vit_base_patch16_224", img_size=224, decoder_dim=384, decoder_depth=6, decoder_heads=12, epochs=300, warmup_epochs=40.0, batch_size=2048, lr=1e-3, pack_size=512)
 
 class IJEPA(JEPA):
     "I-JEPA; loss: smooth L1 between predicted and target features. Source: Assran et al., CVPR 2023; recipe of its ViT-H/14."
     Options = Options
     _own = dict(method="ijepa", crop_scale=(0.3, 1.0), min_lr=1e-6, weight_decay=0.04, betas=(0.9, 0.999), progress="step")
+    about = About("I-JEPA", "Assran et al., CVPR 2023", "CC-BY-NC 4.0", masks="all but a context block without 4 target blocks", exports="teacher", cost=1.9, weights="checkpoints of facebookresearch/ijepa")
     presets = {"ijepa": dict(_own, lr=1e-3, options=dict(blocks="ours")), "ijepa_base": dict(BASE, **_own)}
 
     def __init__(self, config):

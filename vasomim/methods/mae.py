@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHOD', 'MAE', 'spread']
 
-# %% ../../nbs/lib/46_methods.mae.ipynb #81327ea1
+# %% ../../nbs/lib/46_methods.mae.ipynb #b8812ba8
 import torch
 from ..core import InputError
 from ..losses import normalize_patches
@@ -13,14 +13,13 @@ from ..losses import reconstruction_loss
 from ..mae import MaskedAutoencoder
 from ..mae import visible_patches
 from ..masking import make_sampler
-from ..masking import masked_count
 from ..training.method import About
 from ..training.method import Batch
 from ..training.method import Method
 from ..training.method import Recipe
 from ..training.method import View
 
-# %% ../../nbs/lib/46_methods.mae.ipynb #d6e8d6af
+# %% ../../nbs/lib/46_methods.mae.ipynb #88a3f8ed
 class MAE(Method):
     "MAE with any mask sampler; loss: mean squared error on masked patches. Source: He et al., CVPR 2022; recipe of the published pre-training script."
     about = About("MAE", "He et al., CVPR 2022", "CC-BY-NC 4.0", masks="random, 75 %; any sampler", cost=1.0, weights="pre-training files of facebookresearch/mae")
@@ -34,7 +33,7 @@ class MAE(Method):
         self.mae = MaskedAutoencoder(config.model, config.img_size, config.in_chans, config.decoder_dim, config.decoder_depth, config.decoder_heads,
                                      **({"patch_size": config.patch_size} if config.patch_size else {}))
         self.norm_pix, self.sampler = config.norm_pix, make_sampler(config.masking, **self.sampler_options(config))
-        self.masked = masked_count(self.mae.grid[0] * self.mae.grid[1], config.mask_ratio)
+        self.masked = self.sampler.count(self.mae.grid[0] * self.mae.grid[1])
         self.views = (View(size=self.mae.size, scale=tuple(config.crop_scale), vessels=True),)
         self.recipe = Recipe.of(config)
 

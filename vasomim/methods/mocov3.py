@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASE', 'METHOD', 'contrast_loss', 'Options', 'Projected', 'MoCoV3']
 
-# %% ../../nbs/lib/46a_methods.mocov3.ipynb #078c9602
+# %% ../../nbs/lib/46a_methods.mocov3.ipynb #2bc6f6a9
 from dataclasses import dataclass
 from dataclasses import replace
 import torch
@@ -17,6 +17,7 @@ from ..data.view_operations import two_views
 from ..mae import sincos_positions
 from ..training.gray_encoder import GrayEncoder
 from ..training.heads import mlp
+from ..training.method import About
 from ..training.method import Batch
 from ..training.method import Method
 from ..training.method import Recipe
@@ -64,13 +65,14 @@ class Projected(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor: return self.projector(self.body(images)[:, 0])
 
-# %% ../../nbs/lib/46a_methods.mocov3.ipynb #34558506
+# %% ../../nbs/lib/46a_methods.mocov3.ipynb #3c984303
 BASE = dict(model="vit_base_patch16_224", img_size=224, epochs=300, warmup_epochs=40.0, batch_size=4096, base_lr=1.5e-4, pack_size=512)
 
 class MoCoV3(Method):
     "MoCo v3 for vision transformers; loss: contrast of two views with a slow copy's keys. Source: Chen et al., ICCV 2021."
     Options = Options
     _own = dict(method="mocov3", crop_scale=(0.08, 1.0), weight_decay=0.1, betas=(0.9, 0.999), progress="step")
+    about = About("MoCo v3", "Chen et al., ICCV 2021", "CC-BY-NC 4.0", cost=4.8, weights="checkpoints of facebookresearch/moco-v3")
     presets = {"mocov3": dict(_own, options=dict(hidden=1024)), "mocov3_base": dict(BASE, **_own)}
 
     def __init__(self, config):

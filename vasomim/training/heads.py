@@ -14,18 +14,17 @@ from ..core import InputError
 from .ranks import ranks
 from .ranks import summed_through
 
-# %% ../../nbs/lib/45c_training.heads.ipynb #89b0c2c6
-class BatchStatistics(nn.SyncBatchNorm):
+# %% ../../nbs/lib/45c_training.heads.ipynb #dab8b291
+class BatchStatistics(nn.BatchNorm1d):
     "Batch norm over the rows of all processes; on one process, or without a group, over its own rows. Raises `InputError` for a single row in training."
     def forward(self, x):
         together = ranks()[1] > 1
         if self.training and not together and len(x) < 2: raise InputError("batch statistics need two images at least: raise batch_size")
-        if self.training and together and x.is_cuda: return super().forward(x)
         if self.training and together: return _global_batch_norm(self, x)
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps)
 
-def _global_batch_norm(norm: nn.SyncBatchNorm, x: torch.Tensor) -> torch.Tensor:
-    "What SyncBatchNorm does, where it cannot (it needs a GPU); gradients flow through the statistics of all processes."
+def _global_batch_norm(norm: nn.BatchNorm1d, x: torch.Tensor) -> torch.Tensor:
+    "What SyncBatchNorm does, on any device (DDP refuses SyncBatchNorm on a CPU); gradients flow through the statistics of all processes."
     count = torch.tensor(float(len(x)), device=x.device)
     sums = summed_through(torch.cat([x.float().sum(0), count[None]]))
     n = sums[-1].detach()
