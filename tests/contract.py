@@ -5,21 +5,23 @@
 import importlib
 import pkgutil
 import sys
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 import vasomim.methods
 from vasomim.core import RowRandom
+from vasomim.masking_multiblock import Blocks, MultiBlock
 from vasomim.pretrain import PretrainConfig
 from vasomim.proof import InMemory
 from vasomim.training.batches import Batches
 from vasomim.training.method import Batch
 
-IMAGES, BATCH = 8, 4
-SIZE = dict(model="test_vit", patch_size=8, img_size=64, pack_size=96, decoder_dim=32, decoder_depth=1, decoder_heads=2, batch_size=BATCH, epochs=4, warmup_epochs=1.0, device="cpu", threads=1, precision="fp32", border=6, sigmas=(1, 2))
+IMAGES, BATCH = 16, 8
+SIZE = dict(model="test_vit", patch_size=8, img_size=64, pack_size=96, decoder_dim=32, decoder_depth=1, decoder_heads=2, batch_size=BATCH, epochs=6, warmup_epochs=1.0, device="cpu", threads=1, precision="fp32", border=6, sigmas=(1, 2))
 
 
 def presets() -> dict[str, str]:
@@ -65,6 +67,18 @@ def move(module: nn.Module):
             if b is not None: part._buffers[name] = torch.empty_like(b, device="cuda")
 
 
+@contextmanager
+def drawn_on_the_host():
+    "Block places are drawn on the CPU on purpose, from the step's seed: with values, and only then put on the device."
+    original = MultiBlock.__call__
+    def real(self, random, **options):
+        with unset_fake_temporarily(): blocks = original(self, RowRandom(0, random.total, random.start, random.rows), **options)
+        return Blocks(*(torch.empty(tuple(x.shape), dtype=x.dtype, device="cuda") for x in (blocks.context, blocks.targets)), blocks.size)
+    MultiBlock.__call__ = real
+    try: yield
+    finally: MultiBlock.__call__ = original
+
+
 def step_without_values(preset: str):
     "Forward and the hooks of a step on a GPU of which only shapes are known: whatever asks for a value (`.item()`, a branch, an index by mask) raises."
     method, config = built(preset)
@@ -72,7 +86,7 @@ def step_without_values(preset: str):
     method.before_epoch(0, batches)
     batch = batches(0, ahead=False)
     batches.close()
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), drawn_on_the_host():
         move(method)
         there = lambda tensors: {k: torch.empty_like(v, device="cuda") for k, v in tensors.items()}
         batch = Batch(*map(there, (batch.images, batch.vessels, batch.boxes, batch.flips)), torch.empty_like(batch.index, device="cuda"), Elsewhere(BATCH))

@@ -307,6 +307,32 @@ def test_prefixed_encoder_is_taken_whole_and_another_one_is_refused(work):
     assert not (work / "refused").exists()          # before anything is read or written
 
 
+def test_unet_begins_with_what_model_genesis_left(work):
+    "Pre-trained, fine-tuned by the notebook's names, compared with the same from scratch; what does not fit is refused before anything is read."
+    import timm
+    from vasomim.downstream.config import FinetuneConfig
+    from vasomim.pretrain import PretrainConfig, pretrain
+    tiny = dict(phantoms=8, pack_size=64, img_size=64, border=4, epochs=2, batch_size=4, device="cpu", threads=1)
+    with redirect_stdout(io.StringIO()): left = pretrain(PretrainConfig.of(**tiny, preset="modelgenesis", base_channels=2, shuffle_windows=500, run_dir=str(work / "genesis"), cache_dir=str(work / "packed")))
+    given = dict(data="phantoms", phantoms=12, phantom_size=64, resplit=1 / 3, size=64, epochs=1, batch_size=4, lr=1e-9, device="cpu", threads=1, model="unet", backbone="resnet18", base_channels=2, cache_dir=str(work / "labelled"))
+    begin = lambda name, **more: tuned(work / name, **{k: v for k, v in vars(FinetuneConfig.of(**given | more)).items() if k != "run_dir"})
+    (run, said), (scratch, plain) = begin("of-genesis", checkpoint=str(left)), begin("of-nothing")
+    before, after, random = (load_file(p) for p in (left / "encoder" / "model.safetensors", *(r / "seed-0" / "network" / "model.safetensors" for r in (run, scratch))))
+    assert f"weights: {len(before) - 2} of {len(before)} tensors of a unet (resnet18) from {left}; the last layer (2 tensors) is new" in said and "weights: random (seed 0)" in plain
+    learned = lambda k: not k.split(".")[-1].startswith(("running", "num_batches"))      # a step of 1e-9 leaves weights, not statistics, as they were
+    for k, v in before.items():
+        if not learned(k): continue
+        if k.startswith("segmentation_head"): torch.testing.assert_close(after[f"unet.{k}"], random[f"unet.{k}"], rtol=0, atol=1e-6)
+        else: torch.testing.assert_close(after[f"unet.{k}"], v, rtol=0, atol=1e-6)
+    assert {r["method"] for r in rows(run / "results.csv")} == {"modelgenesis"} and {r["method"] for r in rows(scratch / "results.csv")} == {"unet"}
+    assert {r["checkpoint"] for r in rows(run / "results.csv")} == {str(left)} and len({r["config"] for r in (*rows(run / "results.csv"), *rows(scratch / "results.csv"))}) == 2
+    for more, why in ((dict(backbone="mobilenet_v2"), "of a unet with backbone='mobilenet_v2'.*trained with backbone='resnet18' and base_channels=2"), (dict(model="unet_adapter", backbone=None), "holds a UNet, not a vision transformer")):
+        with pytest.raises(InputError, match=why): begin("refused", checkpoint=str(left), **more)
+    torch.save({"model": timm.create_model("test_vit", img_size=64, num_classes=0).state_dict()}, work / "vit.pt")
+    with pytest.raises(InputError, match="holds a vision transformer, not a UNet"): begin("refused", checkpoint=str(work / "vit.pt"))
+    assert not (work / "refused").exists()
+
+
 # ---------------------------------------------------------------------------------------------------------------- notebook
 BOOK = {k: v for k, v in SMALL.items() if k not in ("epochs", "batch_size")} | dict(epochs=2, batch_size=2, base_channels=4)
 
@@ -399,7 +425,8 @@ def test_command_refuses_in_one_line(capfd, work, tmp_path):
     assert "nowhere" in refused(capfd, "finetune", *flags(data_dir=tmp_path / "nowhere", **place))
     assert "is for task='segmentation'" in refused(capfd, "finetune", *flags(data="dca1", task="detection", data_dir=tmp_path, **place))
     assert "does detection" in refused(capfd, "finetune", *flags(model="vitdet", **place))
-    assert "starts from random weights" in refused(capfd, "finetune", *flags(model="unet", checkpoint="x", **place))
+    assert "starts from random weights" in refused(capfd, "finetune", *flags(task="detection", model="fasterrcnn", checkpoint="x", **place))
+    assert "checkpoint=x: no such file or folder" in refused(capfd, "finetune", *flags(model="unet", checkpoint="x", **place))
     assert "no such file or folder" in refused(capfd, "finetune", *flags(checkpoint=tmp_path / "gone", **place))
     assert "size 65x65 is not divisible" in refused(capfd, "finetune", *flags(size=65, **place))
     assert "label_fraction=0" in refused(capfd, "finetune", *flags(label_fraction=0.0, **place))

@@ -113,7 +113,7 @@ def encoder_prefixes(tensors: dict) -> list[str]:
         return 2 if any(n in ("momentum_encoder", "encoder_k", "student") for n in names) else 1
     return sorted((k[:-len(MARK)] for k in tensors if k == MARK or k.endswith("." + MARK)), key=rank)
 
-# %% ../nbs/lib/10a_checkpoint_encoders.ipynb #922b19a9
+# %% ../nbs/lib/10a_checkpoint_encoders.ipynb #8002e9cb
 @dataclass(frozen=True)
 class EncoderFile:
     "Weights of a ViT as they were found."
@@ -127,10 +127,14 @@ class EncoderFile:
     mean: tuple = (0.485, 0.456, 0.406)  # of images in [0, 1], per channel
     std: tuple = (0.229, 0.224, 0.225)
 
+def _is_unet(source) -> InputError:
+    return InputError(f"{source}: holds a UNet, not a vision transformer; a network with a ViT cannot begin with it, model='unet' can")
+
 def find_encoder(state: dict, source, name: str) -> EncoderFile:
     "Picks the encoder out of the `state` of a file; `name`: its architecture. Raises `InputError` when there is none."
     tensors = flatten_state(state)
     prefixes = encoder_prefixes(tensors)
+    if not prefixes and any("segmentation_head" in k.split(".") for k in tensors): raise _is_unet(source)
     if not prefixes: raise InputError(f"{source}: no vision transformer in it: none of its {len(tensors)} tensors is called {MARK} (first: {', '.join(list(tensors)[:3]) or 'none'})")
     def begins(key):
         for part in prefixes[0].split("."): key = key.removeprefix(part + ".") if part else key
@@ -148,9 +152,11 @@ def read_exported(folder, source) -> EncoderFile:
     "A folder in timm's layout: `config.json` and `model.safetensors`."
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        if "_model_class" in config: raise _is_unet(source)         # segmentation_models_pytorch's layout, see `unet`
         arguments, cfg = config.get("model_args") or {}, config["pretrained_cfg"]
         name, size = with_arguments(config["architecture"], {k: v for k, v in arguments.items() if k not in NEUTRAL}), arguments.get("img_size")
         facts = dict(mean=tuple(cfg["mean"]), std=tuple(cfg["std"]), image_size=(size, size) if isinstance(size, int) else size and tuple(size))
+    except InputError: raise
     except (OSError, ValueError, KeyError, TypeError) as e: raise InputError(f"{source}: {Path(folder) / 'config.json'} does not describe a timm model ({type(e).__name__}: {e})") from e
     found = find_encoder(read_state(Path(folder) / "model.safetensors"), source, name)
     return replace(found, patch_size=tuple(found.tensors[MARK].shape[2:]), **facts)

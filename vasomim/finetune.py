@@ -121,7 +121,7 @@ def _save(config: FinetuneConfig, network: Network, data: dict, test: Scores, ru
 def conditions(config: FinetuneConfig, network: Network, data: dict[str, LabelledData], place: Place) -> dict:
     "What must stay the same in all seeds of a run."
     alone = config.drop_path == 0 and config.ce_balance == 0 and data["train"].task.kind == "mask"      # else a process's own share of the batch matters
-    return dict(train=data["train"].fingerprint, test=data["test"].fingerprint, checkpoint=weights_hash(network.encoder) if config.checkpoint is not None else "random",
+    return dict(train=data["train"].fingerprint, test=data["test"].fingerprint, checkpoint=weights_hash(network.begun_with()) if config.checkpoint is not None else "random",
                 precision=autocast(config.precision, place.device)[1], accumulate=config.accumulate, processes="any number" if alone else place.world)
 
 def hardware(place: Place) -> str:

@@ -6,7 +6,7 @@
 __all__ = ['preset_values', 'PretrainConfig', 'extractor', 'prepare_data', 'data_name', 'prepare_segmentor', 'whole_images',
            'keep_pictures', 'pretrain', 'parse', 'main']
 
-# %% ../nbs/lib/50_pretrain.ipynb #3e20d91c
+# %% ../nbs/lib/50_pretrain.ipynb #e034e999
 import os
 import sys
 from dataclasses import dataclass
@@ -26,7 +26,6 @@ from .anatomy.prepare import vessel_extractor
 from .anatomy.segmentor import SegmentorRecipe
 from .anatomy.segmentor import save_segmentor
 from .anatomy.segmentor import train_segmentor
-from .checkpoint import export_encoder
 from .data.augment import crop_images
 from .data.augment import crop_masks
 from .data.packed import PackedDataset
@@ -209,7 +208,7 @@ def keep_pictures(run: RunFolder, method, data: PackedDataset, device, count: in
     shown = [maps[k] for k in ("image", "masked", "reconstruction", "pasted", "error", "seen_in_image", "seen_in_reconstruction") if k in maps]
     save_image(make_grid(torch.stack(shown, 1).flatten(0, 1), nrow=len(shown), padding=2), run.pictures / "reconstruction.png")
 
-# %% ../nbs/lib/50_pretrain.ipynb #5b705b7d
+# %% ../nbs/lib/50_pretrain.ipynb #ef589223
 def pretrain(config: PretrainConfig) -> Path:
     """Pre-trains an encoder and returns the run folder. With nproc > 1 it starts the processes itself; under torchrun it joins them.
     Raises `InputError` for what cannot work, before anything is computed where that can be known; `Interrupted` after a signal, with the state saved."""
@@ -235,7 +234,7 @@ def pretrain(config: PretrainConfig) -> Path:
         batches = Batches(data, method.views, config.batch_size, config.seed, place.world, place.rank, config.accumulate, place.device)
         Trainer(method, batches, run, config, place, config.progress).fit()
         if place.first:
-            export_encoder(method.exported(), run.encoder, *method.pixel_statistics())
+            method.export(run.encoder)
             keep_pictures(run, method, data, place.device)
             print(f"encoder: {run.encoder}", flush=True)
     return run.path

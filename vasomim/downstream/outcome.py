@@ -33,7 +33,7 @@ from ..training.run import RunFolder
 def method_name(config: FinetuneConfig) -> str:
     "What the comparison calls this."
     if config.name: return config.name
-    if not find_network(config.model).takes_checkpoint: return config.model
+    if config.checkpoint is None and not find_network(config.model).takes_checkpoint: return config.model
     if config.checkpoint is None: return "scratch"
     at = Path(config.checkpoint).expanduser()
     for folder in (at, at.parent, at.parent.parent):

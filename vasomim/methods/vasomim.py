@@ -57,7 +57,8 @@ class VasoMIM(MAE):
     "Anatomy-guided masking and anatomical consistency, sections III-B and III-C of the paper."
     about = About("VasoMIM", "Huang et al., the paper behind this package", "none given", masks="guided by anatomy, 50 %", cost=1.46, weights="pre-training files of the published code")
     presets = {"vasomim": dict(method="vasomim"), "vasomim_base": dict(PAPER_SIZE, method="vasomim"), "published": PUBLISHED,
-               "paper": dict(PUBLISHED, vesselness="frangi", progress="epoch_start"), "v1": dict(PUBLISHED, eta=1.0)}
+               "paper": dict(PUBLISHED, vesselness="frangi", progress="epoch_start"), "v1": dict(PUBLISHED, eta=1.0),
+               "vasomim_v1": dict(method="vasomim", eta=1.0), "vasomim_v1_base": dict(PUBLISHED, eta=1.0)}
 
     Options = Options
 

@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = ['View', 'Batch', 'Recipe', 'About', 'Method', 'method_options', 'find_method', 'find_presets']
 
-# %% ../../nbs/lib/40_training.method.ipynb #d0d4e072
+# %% ../../nbs/lib/40_training.method.ipynb #cf3809c8
 import importlib
 import math
 import pkgutil
 from dataclasses import dataclass
 from dataclasses import fields
+from pathlib import Path
+import timm
 import torch
 import torch.nn as nn
 from timm.optim import param_groups_weight_decay
+from ..checkpoint import export_encoder
 from ..core import InputError
 from ..core import RowRandom
 from ..core import unknown_name
@@ -95,7 +98,8 @@ class About:
 
 # %% ../../nbs/lib/40_training.method.ipynb #1c6eaedc
 class Method(nn.Module):
-    "Base of all pre-training methods. Subclasses set `encoder` (a timm model), `views` and `recipe`, and define `forward`."
+    """Base of all pre-training methods. Subclasses set `encoder` (a timm model), `views` and `recipe`, and define `forward`.
+    A method whose product is no timm model also defines `export` and `opened`."""
     presets: dict = {}      # preset name -> overrides of the job's configuration
     Options = None          # dataclass of options that only this method has; reached through the job's `options`
     about: About = About()
@@ -128,6 +132,13 @@ class Method(nn.Module):
     def pixel_statistics(self) -> tuple[list, list]:
         "Mean and std per channel that the exported encoder expects, of images in [0, 1]."
         return [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    def export(self, folder) -> Path:
+        "Writes the product into `folder`, `model.safetensors` and `config.json`; for a timm model in timm's layout."
+        return export_encoder(self.exported(), folder, *self.pixel_statistics())
+    @staticmethod
+    def opened(folder, trained: bool = True) -> nn.Module:
+        "What `export` wrote, with its weights or with random ones, as a network with `forward_features` (B, C, H, W) -> (B, N, D), `num_prefix_tokens` and `pretrained_cfg` (input_size, mean, std)."
+        return timm.create_model(f"local-dir:{folder}", pretrained=trained, num_classes=0)
     def pictures(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
         "Maps worth looking at, name -> (B, 1, H, W); kept in the run folder. Default: none."
         return {}

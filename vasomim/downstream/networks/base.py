@@ -90,7 +90,8 @@ class Network(nn.Module):
     training, else a list of dict(boxes (n, 4) xyxy in input pixels, scores, labels from 1). Subclasses define `__init__(self, config, options)`."""
     task = "segmentation"       # or "detection"
     Options = None              # frozen dataclass of options that only this network has
-    takes_checkpoint = True     # False: always from scratch
+    takes_checkpoint = True     # whether a checkpoint's ViT becomes its encoder
+    takes_unet = False          # whether a checkpoint's UNet becomes its own; neither: always from scratch
     encoder: nn.Module          # where there is one, a vision transformer of `checkpoint_layouts`; no default, as a class attribute would hide the module
     loaded = ""                 # where the weights come from, in words
 
@@ -100,7 +101,7 @@ class Network(nn.Module):
         known = [f.name for f in fields(cls.Options)] if cls.Options else []
         for name in config.options:
             if name not in known: raise unknown_name(f"option of {cls.__name__}", name, known) if known else InputError(f"option {name!r}: {cls.__name__} has no options of its own")
-        if config.checkpoint is not None and not cls.takes_checkpoint: raise InputError(f"checkpoint={config.checkpoint}: {cls.__name__} starts from random weights; a checkpoint needs a network with a ViT")
+        if config.checkpoint is not None and not (cls.takes_checkpoint or cls.takes_unet): raise InputError(f"checkpoint={config.checkpoint}: {cls.__name__} starts from random weights; a checkpoint needs a network with a ViT, or unet")
         if config.classes < 1: raise InputError(f"classes={config.classes}: at least 1 is needed")
         with seeded(derive_seed(config.seed, "network")): network = cls(config, cls.Options(**config.options) if cls.Options else None)
         return share_batch_norm(network)
@@ -108,6 +109,10 @@ class Network(nn.Module):
     def take_encoder(self, config) -> nn.Module:
         "The encoder that the configuration asks for, as `self.encoder`; `loaded` tells where it comes from."
         self.encoder, self.loaded = any_encoder(config.checkpoint, config.size, config.encoder, getattr(config, "in_chans", 3), config.drop_path, config.seed, patch_size=getattr(config, "patch_size", None))
+        return self.encoder
+
+    def begun_with(self) -> nn.Module:
+        "The part whose weights a checkpoint gives."
         return self.encoder
 
     def expect(self, size, mean, std):
