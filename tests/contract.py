@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import sys
 from contextlib import contextmanager
+from dataclasses import fields
 from types import SimpleNamespace
 
 import torch
@@ -38,6 +39,14 @@ def built(preset: str, **changes):
 
 
 def batches_of(method, world: int = 1, rank: int = 0) -> Batches: return Batches(InMemory(IMAGES, 96), method.views, BATCH, 0, world, rank)
+
+
+EXACT = dict(drop_path=0.0, koleo_group=2)      # what else depends on the number of processes: which blocks are dropped, among whom neighbours are sought
+
+def exact(preset: str) -> dict:
+    "Options that make a method independent of the number of processes."
+    Options = importlib.import_module(f"vasomim.methods.{PretrainConfig(preset=preset).method}").METHOD.Options
+    return {f.name: EXACT[f.name] for f in fields(Options) if f.name in EXACT} if Options else {}
 
 
 def loss_and_gradients(preset: str, world: int = 1, rank: int = 0, precision=torch.float32, step: int = 1, **changes):
@@ -104,7 +113,7 @@ def main(out: str):
     torch.set_num_threads(1)
     world, results = dist.get_world_size(), {}
     for name, preset in presets().items():
-        try: _, parts, gradients = loss_and_gradients(preset, world, dist.get_rank())
+        try: _, parts, gradients = loss_and_gradients(preset, world, dist.get_rank(), **exact(preset))
         except Exception as e: results[name] = f"{type(e).__name__}: {e}"; continue
         for v in (*parts.values(), *gradients.values()): dist.all_reduce(v); v /= world
         results[name] = dict(parts=parts, gradients=gradients)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['masked_count', 'MaskSampler', 'find_samplers', 'make_sampler', 'lowest', 'RandomSampler', 'GuidedSampler',
-           'BlockSampler']
+           'block_masks', 'BlockSampler']
 
 # %% ../nbs/lib/30_masking.ipynb #220810b6
 import importlib
@@ -74,12 +74,13 @@ def make_sampler(name: str,  # "random", "block", "guided", "attention", "loss",
     if name not in known: raise unknown_name("mask sampler", name, known)
     return known[name](**options)
 
-# %% ../nbs/lib/30_masking.ipynb #552efddd
+# %% ../nbs/lib/30_masking.ipynb #688911ae
 def lowest(keys: torch.Tensor, # (B, N) float32
-           count: int,
+           count: int | torch.Tensor,  # of every row, or (B,) of each
            exact: bool = True, # False: ties at the border may add patches
           ) -> torch.Tensor:
     "(B, N) bool: the `count` smallest keys of each row."
+    if torch.is_tensor(count): return keys.argsort(1).argsort(1) < count[:, None]
     if not count: return torch.zeros_like(keys, dtype=torch.bool)
     if keys.device.type == "cpu":
         x = keys.numpy()
@@ -124,7 +125,38 @@ class GuidedSampler(MaskSampler):
             second.add_(guided, alpha=-2)
         return lowest(second, count)
 
-# %% ../nbs/lib/30_masking.ipynb #ac964939
+# %% ../nbs/lib/30_masking.ipynb #3684e536
+def block_masks(counts: torch.Tensor,  # (B,) patches to hide in each image; without completion it may be a fraction, as in share * N
+                grid: tuple[int, int], # rows, columns of patches
+                generator=None, smallest: int = 4, aspect: float = 10 / 3, attempts: int = 24,
+                complete: str = "rim", # rim, random or none
+                strict: bool = False,  # BEiT's rules to the letter
+               ) -> torch.Tensor:
+    "(B, N) bool: rectangles of at least `smallest` patches and an aspect ratio up to `aspect`, never more than `counts` patches, and with completion exactly so many. Source: BEiT (Bao et al., 2022)."
+    if complete not in ("rim", "random", "none"): raise unknown_name("complete", complete, ["rim", "random", "none"])
+    (rows, cols), at, b = grid, counts.device, len(counts)
+    draws = uniform(b, attempts, 4, generator=generator, device=at)
+    y, x = torch.arange(rows, device=at).view(1, -1, 1), torch.arange(cols, device=at).view(1, 1, -1)
+    mask, most, vain = torch.zeros(b, rows, cols, dtype=torch.bool, device=at), counts.view(-1, 1, 1), torch.zeros(b, 1, 1, device=at)
+    for area, ratio, top, left in draws.permute(1, 2, 0)[..., None, None]:
+        hidden = mask.sum((1, 2), keepdim=True)
+        missing = most - hidden if strict else (most - hidden).clamp_min(smallest)
+        area, ratio = smallest + area * (missing - smallest), aspect ** (2 * ratio - 1)
+        h, w = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+        allowed = (h < rows) & (w < cols) & (vain < 10) if strict else True
+        if not strict: h, w = h.clamp(1, rows), w.clamp(1, cols)
+        top, left = (top * (rows - h + 1)).floor(), (left * (cols - w + 1)).floor()
+        wider = mask | ((y >= top) & (y < top + h) & (x >= left) & (x < left + w))
+        count = wider.sum((1, 2), keepdim=True)
+        fits = (count <= most) & allowed
+        vain = torch.where(fits & (count > hidden), 0, vain + 1)
+        mask = torch.where(fits, wider, mask)
+    if complete == "none": return mask.flatten(1)
+    keys = uniform(b, rows * cols, generator=generator, device=at)
+    if complete == "rim": keys = keys + (1 - F.max_pool2d(mask[:, None].float(), 3, 1, 1).flatten(1))
+    return lowest(keys.masked_fill(mask.flatten(1), -1), counts)
+
+# %% ../nbs/lib/30_masking.ipynb #e6706604
 class BlockSampler(MaskSampler):
     """Block-wise masking after BEiT (Bao et al., 2022), all images at once, with an exact count.
     grid: (rows, columns) of patches, square when not given; smallest: patches of the smallest block; aspect: widest aspect ratio."""
@@ -138,17 +170,4 @@ class BlockSampler(MaskSampler):
         b, n = weights.shape
         rows, cols = self.grid or (math.isqrt(n), math.isqrt(n))
         if rows * cols != n: raise InputError(f"{n} patches do not form the grid {rows}x{cols}: pass grid=(rows, columns)")
-        at = weights.device
-        draws = uniform(b, self.attempts, 4, generator=generator, device=at)
-        y, x = torch.arange(rows, device=at).view(1, -1, 1), torch.arange(cols, device=at).view(1, 1, -1)
-        mask = torch.zeros(b, rows, cols, dtype=torch.bool, device=at)
-        for area, ratio, top, left in draws.permute(1, 2, 0)[..., None, None]:
-            missing = (count - mask.sum((1, 2), keepdim=True)).clamp_min(self.smallest)
-            area, ratio = self.smallest + area * (missing - self.smallest), self.aspect ** (2 * ratio - 1)
-            h, w = (area * ratio).sqrt().round().clamp(1, rows), (area / ratio).sqrt().round().clamp(1, cols)
-            top, left = (top * (rows - h + 1)).floor(), (left * (cols - w + 1)).floor()
-            wider = mask | ((y >= top) & (y < top + h) & (x >= left) & (x < left + w))
-            mask = torch.where(wider.sum((1, 2), keepdim=True) <= count, wider, mask)
-        rim = F.max_pool2d(mask[:, None].float(), 3, 1, 1).flatten(1)
-        keys = uniform(b, n, generator=generator, device=at) + (1 - rim)
-        return lowest(keys.masked_fill(mask.flatten(1), -1), count)
+        return block_masks(torch.full((b,), count, device=weights.device), (rows, cols), generator, self.smallest, self.aspect, self.attempts)
