@@ -1,9 +1,9 @@
-"""A sign of life of every method: pre-trained for a moment on the same real frames, fine-tuned on DCA1 (40 training images), one row each. One seed and two epochs compare nothing.
+"""A sign of life of every method: pre-trained for a moment on the same real frames, fine-tuned on DCA1 (40 training images), one row each. One seed and one epoch compare nothing.
 
     python bench/finetuning/pretraining_set.py --data ../shared/data --out data/packed/finetuning-study
     python bench/methods_life.py --packed data/packed/finetuning-study --data ../shared/data --runs runs/life --table figures/methods.csv
 
-ViT-Ti/16 at 128 pixels, the small presets, two epochs of 3,154 frames; then 200 steps of fine-tuning with the same settings for all. It can be stopped at any time; the same command goes on, and leaves out what the table has."""
+ViT-Ti/16 at 128 pixels, the small presets, one epoch of 3,154 frames; then 150 steps of fine-tuning with the same settings for all. It can be stopped at any time; the same command goes on, and leaves out what the table has."""
 import argparse
 import csv
 import json
@@ -18,8 +18,8 @@ from vasomim.cli_methods import method_table
 from vasomim.core import InputError
 from vasomim.downstream.outcome import read_results
 
-PRETRAIN = dict(epochs=2, warmup_epochs=0.2, batch_size=32, precision="bf16", threads=1, device="cpu", seed=0, save_every=5, keep=1, log_every=20)
-FINETUNE = dict(data="dca1", size=128, batch_size=8, lr=1e-3, epochs=40, drop_path=0.0, threads=1, device="cpu", precision="bf16", seeds=[0], save_every=20, keep=1, log_every=50)
+PRETRAIN = dict(epochs=1, warmup_epochs=0.2, batch_size=32, precision="bf16", threads=1, device="cpu", seed=0, save_every=5, keep=1, log_every=20)
+FINETUNE = dict(data="dca1", size=128, batch_size=8, lr=1e-3, epochs=30, drop_path=0.0, threads=1, device="cpu", precision="bf16", seeds=[0], save_every=20, keep=1, log_every=50)
 NETWORKS = {"unet": dict(model="unet", options=dict(backbone="resnet18", base_channels=8)), "vit": dict(model="unet_adapter", options=dict(base_channels=8))}
 COLUMNS = ("preset", "images", "first_loss", "last_loss", "dice", "cldice", "network", "seed", "commit", "data", "hardware")
 
