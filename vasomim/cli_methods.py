@@ -12,19 +12,20 @@ from collections import Counter
 from dataclasses import dataclass
 from .core import unknown_name
 
-# %% ../nbs/lib/69a_cli_methods.ipynb #e0ca07d7
+# %% ../nbs/lib/69a_cli_methods.ipynb #5539fb78
 def method_table() -> list[dict]:
-    "A row for each registered method."
+    "A row for each registered method, and each variant of one that has a name of its own."
     from vasomim.pretrain import PretrainConfig
     from vasomim.training.teacher import Teacher
     package, rows = importlib.import_module("vasomim.methods"), []
     for name in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
         build = importlib.import_module(f"vasomim.methods.{name}").METHOD
-        preset, about = next(iter(build.presets)), build.about
-        method, crops = build(PretrainConfig.of(preset=preset)), Counter()
-        for v in method.views: crops["x".join(map(str, dict.fromkeys(v.size)))] += v.count
-        rows.append(dict(preset=preset, method=about.title or name, views=" + ".join(f"{n} x {size}" for size, n in crops.items()), teacher="yes" if any(isinstance(m, Teacher) for m in method.modules()) else "no",
-                         masks=about.masks, exports=about.exports, network=about.network, cost=about.cost, licence=about.licence, weights=about.weights or "-", presets=tuple(build.presets)))
+        for preset, about in {next(iter(build.presets)): build.about, **build.variants}.items():
+            method, crops = build(PretrainConfig.of(preset=preset)), Counter()
+            for v in method.views: crops["x".join(map(str, dict.fromkeys(v.size)))] += v.count
+            own = [p for p in build.presets if p.startswith(preset)] if preset in build.variants else [p for p in build.presets if not p.startswith(tuple(build.variants) or (" ",))]
+            rows.append(dict(preset=preset, method=about.title or name, views=" + ".join(f"{n} x {size}" for size, n in crops.items()), teacher="yes" if any(isinstance(m, Teacher) for m in method.modules()) else "no",
+                             masks=about.masks, exports=about.exports, network=about.network, cost=about.cost, licence=about.licence, weights=about.weights or "-", source=about.source, presets=tuple(own)))
     return rows
 
 # %% ../nbs/lib/69a_cli_methods.ipynb #8445ab08

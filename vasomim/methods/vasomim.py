@@ -48,7 +48,7 @@ class Options:
             if not getattr(self, name) > 0: raise InputError(f"{name}={getattr(self, name)}: must be positive")
         if not 0 <= self.ema_momentum <= 1: raise InputError(f"ema_momentum={self.ema_momentum}: must be between 0 and 1")
 
-# %% ../../nbs/lib/47_methods.vasomim.ipynb #ce290760
+# %% ../../nbs/lib/47_methods.vasomim.ipynb #442abce2
 PAPER_SIZE = dict(model="vit_base_patch16_224", img_size=224, decoder_dim=512, decoder_depth=8, decoder_heads=16, epochs=800, warmup_epochs=40.0, batch_size=2048, base_lr=1.5e-4, pack_size=512)
 PUBLISHED = dict(PAPER_SIZE, method="vasomim", masking="guided", consistency="cross_entropy", eta=0.5, mask_ratio=0.5, beta_start=0.0, beta_end=0.5, norm_pix=True, vesselness="sato",
                  grow="seed", progress="epoch_end")
@@ -56,6 +56,7 @@ PUBLISHED = dict(PAPER_SIZE, method="vasomim", masking="guided", consistency="cr
 class VasoMIM(MAE):
     "Anatomy-guided masking and anatomical consistency, sections III-B and III-C of the paper."
     about = About("VasoMIM", "Huang et al., the paper behind this package", "none given", masks="guided by anatomy, 50 %", cost=1.46, weights="pre-training files of the published code")
+    variants = {"vasomim_v1": About("VasoMIM-v1", "the conference version of it", "none given", masks="guided by the filter's vessels, 50 %", cost=1.46)}
     presets = {"vasomim": dict(method="vasomim"), "vasomim_base": dict(PAPER_SIZE, method="vasomim"), "published": PUBLISHED,
                "paper": dict(PUBLISHED, vesselness="frangi", progress="epoch_start"), "v1": dict(PUBLISHED, eta=1.0),
                "vasomim_v1": dict(method="vasomim", eta=1.0), "vasomim_v1_base": dict(PUBLISHED, eta=1.0)}

@@ -96,13 +96,14 @@ class About:
     cost: float = 0.0           # multiply-adds of training on an image, relative to MAE with 75 % masked (ViT-B/16, 224 pixels): arithmetic
     weights: str = ""           # published weights that fine-tuning can start from
 
-# %% ../../nbs/lib/40_training.method.ipynb #1c6eaedc
+# %% ../../nbs/lib/40_training.method.ipynb #a081506c
 class Method(nn.Module):
     """Base of all pre-training methods. Subclasses set `encoder` (a timm model), `views` and `recipe`, and define `forward`.
     A method whose product is no timm model also defines `export` and `opened`."""
     presets: dict = {}      # preset name -> overrides of the job's configuration
     Options = None          # dataclass of options that only this method has; reached through the job's `options`
     about: About = About()
+    variants: dict = {}     # preset -> About: what the literature knows as a method of its own
     process_dependent = ""  # why the loss depends on the number of processes; empty: it does not
     encoder: nn.Module
     views: tuple[View, ...] = (View(),)
