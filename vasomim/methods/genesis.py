@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OWN', 'METHOD', 'UNetOptions', 'UNetMethod', 'Options', 'ModelGenesis']
 
-# %% ../../nbs/lib/46j_methods.genesis.ipynb #715e721d
+# %% ../../nbs/lib/46j_methods.genesis.ipynb #dedef7a6
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -15,7 +15,7 @@ from ..data.deformations import BezierMap
 from ..data.deformations import Flips
 from ..data.deformations import LocalShuffle
 from ..data.deformations import Painting
-from ..downstream.networks.base import share_batch_norm
+from ..training.batch_norm import share_batch_norm
 from ..training.method import About
 from ..training.method import Batch
 from ..training.method import Method

@@ -5,35 +5,23 @@
 # %% auto #0
 __all__ = ['BatchStatistics', 'mlp', 'PrototypeHead']
 
-# %% ../../nbs/lib/45c_training.heads.ipynb #6c7adbb0
+# %% ../../nbs/lib/45c_training.heads.ipynb #ae9f0872
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from ..core import InputError
+from .batch_norm import normalise_together
 from .ranks import ranks
-from .ranks import summed_through
 
-# %% ../../nbs/lib/45c_training.heads.ipynb #dab8b291
+# %% ../../nbs/lib/45c_training.heads.ipynb #a07139b3
 class BatchStatistics(nn.BatchNorm1d):
     "Batch norm over the rows of all processes; on one process, or without a group, over its own rows. Raises `InputError` for a single row in training."
     def forward(self, x):
         together = ranks()[1] > 1
         if self.training and not together and len(x) < 2: raise InputError("batch statistics need two images at least: raise batch_size")
-        if self.training and together: return _global_batch_norm(self, x)
+        if self.training and together: return normalise_together(self, x)
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps)
-
-def _global_batch_norm(norm: nn.BatchNorm1d, x: torch.Tensor) -> torch.Tensor:
-    "What SyncBatchNorm does, on any device (DDP refuses SyncBatchNorm on a CPU); gradients flow through the statistics of all processes."
-    count = torch.tensor(float(len(x)), device=x.device)
-    sums = summed_through(torch.cat([x.float().sum(0), count[None]]))
-    n = sums[-1].detach()
-    mean = sums[:-1] / n
-    var = summed_through((x.float() - mean).square().sum(0)) / n      # after the mean: nothing cancels
-    with torch.no_grad():
-        norm.running_mean.lerp_(mean, norm.momentum); norm.running_var.lerp_(var * n / (n - 1), norm.momentum); norm.num_batches_tracked.add_(1)
-    y = (x.float() - mean) * (var + norm.eps).rsqrt()
-    return (y if norm.weight is None else y * norm.weight + norm.bias).to(x.dtype)
 
 def mlp(widths: list[int], last_norm: bool = True) -> nn.Sequential:
     "Linear, batch norm and ReLU for each width but the last; then a linear layer and, with `last_norm`, a batch norm without scale and shift. (n, widths[0]) -> (n, widths[-1])."
