@@ -81,14 +81,15 @@ def fitting_batch(config: FinetuneConfig, images: int, world: int = 1) -> int:
     if images < shares: raise InputError(f"{images} training images cannot be shared by {world} processes x {config.accumulate} accumulation steps; use fewer of them, or more labels")
     return images // shares * shares
 
-# %% ../nbs/lib/51_finetune.ipynb #01008c01
+# %% ../nbs/lib/51_finetune.ipynb #b07287ee
 def build_network(config: FinetuneConfig) -> Network:
     "The network of a configuration, with its checkpoint; raises `InputError`."
     facts = {k: getattr(config, k) for k in ("size", "checkpoint", "encoder", "drop_path", "seed", "options")}
     return find_network(config.model).build(SimpleNamespace(classes=find_task(config.task).classes, **facts))
 
 def anchor_notice(network: Network, data: LabelledData) -> str:
-    "How many of the boxes have an anchor with an IoU of at least 0.5; empty without boxes."
+    "How many of the boxes have an anchor with an IoU of at least 0.5; empty without boxes, and for networks without anchors."
+    if not hasattr(network, "anchor_iou"): return ""
     boxes = np.concatenate([b.numpy() for b in data.labels(range(len(data)))] or [np.zeros((0, 4))])
     if not len(boxes): return ""
     share = float((network.anchor_iou(boxes) >= 0.5).mean())

@@ -37,8 +37,10 @@ PROTOCOLS = {
     "stenosis": dict(task="detection", dataset="stenosis", lr=1e-4, epochs=100),
 }
 
-# %% ../../nbs/lib/50a_downstream.config.ipynb #4e570d0b
+# %% ../../nbs/lib/50a_downstream.config.ipynb #1efe9b37
 LIGHT = {"unet_adapter": dict(base_channels=8), "unet": dict(backbone="resnet18", base_channels=16),
+         "transunet": dict(width=16, layers=(1, 1, 1), embed_dim=64, depth=2, heads=4), "vmunet": dict(width=16, depths=(1, 1, 1, 1), decoder_depths=(1, 1, 1, 1), states=4, block_drop=0.0), "rwkvunet": dict(variant="nano"),
+         "detr": dict(backbone="resnet18", stride=16, width=64, heads=4, ffn=256, layers=3, queries=30),
          "vitdet": dict(width=64, convs=1, fc=256, candidates=(500, 250), proposals=(200, 100), samples=(128, 64)), "fasterrcnn": dict(backbone="resnet18", width=64, fc=128, proposals=(200, 100), samples=(64, 64))}
 _SHORT = dict(resplit=0.25, size=128, batch_size=8, lr=1e-3, drop_path=0.0)
 PHANTOMS = {"segmentation": dict(_SHORT, epochs=12), "segments": dict(_SHORT, epochs=30, phantoms=240, model="unet", ce_balance=1.0),
@@ -66,7 +68,7 @@ def _preset(given: dict) -> dict:
     if given.get("checkpoint") is None: values["layer_decay"] = 1.0      # nothing to protect
     return {**values, "base_lr": None} if "lr" in given and "base_lr" not in given else values
 
-# %% ../../nbs/lib/50a_downstream.config.ipynb #4d338aa8
+# %% ../../nbs/lib/50a_downstream.config.ipynb #a15939ab
 @filled_from(_preset)
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainingConfig):
@@ -86,9 +88,9 @@ class FinetuneConfig(TrainingConfig):
     seeds: tuple[int, ...] = ()   # one run for each; none given: the one in `seed`
     name: str | None = None       # of the method in results.csv; None: from the checkpoint
     # network
-    model: str = "unet_adapter"   # file of vasomim.downstream.networks: unet_adapter, unet, vitdet, fasterrcnn
+    model: str = "unet_adapter"   # file of vasomim.downstream.networks: unet_adapter, unet, transunet, vmunet, rwkvunet; vitdet, fasterrcnn, detr
     checkpoint: str | None = None # encoder: run or exported folder, file of weights, timm:NAME; None: random weights
-    encoder: str = "vit_tiny_patch16_224"  # timm name, where the checkpoint does not say it
+    encoder: str = "vit_tiny_patch16_224"  # timm name, or name(argument=value, ...), where the checkpoint does not say it
     size: int = 224               # pixels, side of the network's input
     drop_path: float = 0.1        # of the last block, rising from 0
     options: dict = field(default_factory=dict)  # options that only the chosen network has

@@ -6,10 +6,9 @@
 __all__ = ['COSTS', 'NOTHING', 'NETWORK', 'sine_positions', 'Residual', 'EncoderLayer', 'DecoderLayer', 'Transformer', 'corners',
            'match', 'layer_losses', 'set_losses', 'Options', 'DETR']
 
-# %% ../../../nbs/lib/35h_downstream.networks.detr.ipynb #80607dfa
+# %% ../../../nbs/lib/35h_downstream.networks.detr.ipynb #5623a020
 from collections import OrderedDict
 from dataclasses import dataclass
-import numpy as np
 import torch
 import torch.distributed as dist
 from scipy.optimize import linear_sum_assignment
@@ -126,7 +125,7 @@ def set_losses(logits: torch.Tensor, boxes: torch.Tensor, targets: list[dict]) -
     *before, last = [layer_losses(l, b, targets, m, objects.clamp(min=1)) for l, b, m in zip(logits, boxes, match(logits, boxes, targets))]
     return last | (dict(loss_before=sum(sum(losses.values()) for losses in before)) if before else {})
 
-# %% ../../../nbs/lib/35h_downstream.networks.detr.ipynb #f9411e11
+# %% ../../../nbs/lib/35h_downstream.networks.detr.ipynb #c43af3b6
 @dataclass(frozen=True)
 class Options:
     backbone: str = "resnet50"  # resnet18, resnet34 or resnet50
@@ -166,10 +165,6 @@ class DETR(Network):
         self.transformer = Transformer(options.width, options.heads, options.ffn, options.layers, options.queries, options.dropout)
         self.label, self.box = nn.Linear(options.width, config.classes + 1), MLP(options.width, [options.width, options.width, 4])
         self.register_buffer("where", sine_positions(tuple(side // options.stride for side in self.size), options.width), persistent=False)
-
-    def anchor_iou(self, boxes) -> np.ndarray:
-        "1 for each of (n, 4) boxes: there are no anchors, any query can reach any box."
-        return np.ones(len(boxes))
 
     def answers(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         "(B, 1, H, W) -> logits (layers, B, Q, C + 1) and boxes (layers, B, Q, 4) as cx, cy, w, h in shares of the image, float32."
