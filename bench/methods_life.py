@@ -1,9 +1,8 @@
 """A sign of life of every method: pre-trained for a moment on the same real frames, fine-tuned on DCA1 (40 training images), one row each. One seed and one epoch compare nothing.
 
-    python bench/finetuning/pretraining_set.py --data ../shared/data --out data/packed/finetuning-study
-    python bench/methods_life.py --packed data/packed/finetuning-study --data ../shared/data --runs runs/life --table figures/methods.csv
+    python bench/methods_life.py --frames ../shared/data/danilov --data ../shared/data --runs runs/life --table figures/methods.csv
 
-ViT-Ti/16 at 128 pixels, the small presets, one epoch of 3,154 frames; then 150 steps of fine-tuning with the same settings for all. It can be stopped at any time; the same command goes on, and leaves out what the table has."""
+ViT-Ti/16 at 128 pixels, the small presets, one epoch of the frames that --frames names (a folder of angiograms or a packed set); then 150 steps of fine-tuning with the same settings for all. It can be stopped at any time; the same command goes on, and leaves out what the table has."""
 import argparse
 import csv
 import json
@@ -34,12 +33,12 @@ def work(module: str, config: dict, log: Path):
         return subprocess.run([sys.executable, "-m", module, "--config", file], stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
 
 
-def live(preset: str | None, packed: Path, data: Path, runs: Path, network: str) -> dict:
+def live(preset: str | None, frames: Path, data: Path, runs: Path, network: str) -> dict:
     "The row of one method; None: from scratch. Raises `InputError` where a job failed."
     name, row = preset or f"scratch-{network}", {}
     if preset:
         from vasomim.pretrain import PretrainConfig
-        config = json.loads(PretrainConfig.of(preset=preset, **PRETRAIN, data_dir=str(packed), run_dir=str(runs / f"pre-{preset}")).to_json())
+        config = json.loads(PretrainConfig.of(preset=preset, **PRETRAIN, data_dir=str(frames), cache_dir=str(runs / "packed"), run_dir=str(runs / f"pre-{preset}")).to_json())
         if work("vasomim.pretrain", config, runs / f"{name}.log"): raise InputError(f"{name}: pre-training failed, see {runs / f'{name}.log'}")
         with open(runs / f"pre-{preset}" / "metrics.csv", encoding="utf-8") as f: losses = [float(r["loss"]) for r in csv.DictReader(f)]
         row = dict(images=PRETRAIN["batch_size"] * len(losses), first_loss=sum(losses[:10]) / 10, last_loss=sum(losses[-10:]) / 10)
@@ -54,7 +53,7 @@ def live(preset: str | None, packed: Path, data: Path, runs: Path, network: str)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packed", type=Path, required=True); parser.add_argument("--data", type=Path, default=Path("../shared/data")); parser.add_argument("--runs", type=Path, default=Path("runs/life"))
+    parser.add_argument("--frames", type=Path, required=True); parser.add_argument("--data", type=Path, default=Path("../shared/data")); parser.add_argument("--runs", type=Path, default=Path("runs/life"))
     parser.add_argument("--table", type=Path, default=Path("figures/methods.csv")); parser.add_argument("--workers", type=int, default=2, help="jobs at the same time, one thread each"); parser.add_argument("--only", nargs="*", default=[], help="presets")
     a = parser.parse_args()
     a.runs.mkdir(parents=True, exist_ok=True); a.table.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +62,7 @@ def main():
     todo = [(p, n) for p, ns in networks.items() for n in ns if (p or f"scratch-{n}") not in {r["preset"] for r in rows} and (not a.only or p in a.only)]
     writing = threading.Lock()
     def one(job):
-        try: row = live(job[0], a.packed.resolve(), a.data.resolve(), a.runs.resolve(), job[1])
+        try: row = live(job[0], a.frames.resolve(), a.data.resolve(), a.runs.resolve(), job[1])
         except InputError as e: print(e, flush=True); return
         with writing: rows.append(row); keep(rows)
         print(f"{row['preset']:18} loss {row.get('first_loss', float('nan')):.4f} -> {row.get('last_loss', float('nan')):.4f}  Dice {row['dice']:.1f}  clDice {row['cldice']:.1f}", flush=True)
