@@ -18,8 +18,9 @@ from vasomim.core import InputError
 from vasomim.downstream.outcome import read_results
 
 PRETRAIN = dict(epochs=1, warmup_epochs=0.2, batch_size=32, precision="bf16", threads=1, device="cpu", seed=0, save_every=5, keep=1, log_every=20)
+OWN = {"amt": dict(epochs=2, plain_epochs=1, refresh_epochs=1)}      # in a single epoch attention would drive nothing
 FINETUNE = dict(data="dca1", size=128, batch_size=8, lr=1e-3, epochs=30, drop_path=0.0, threads=1, device="cpu", precision="bf16", seeds=[0], save_every=20, keep=1, log_every=50)
-NETWORKS = {"unet": dict(model="unet", options=dict(backbone="resnet18", base_channels=8)), "vit": dict(model="unet_adapter", options=dict(base_channels=8))}
+NETWORKS = {"unet": dict(model="unet", options=dict(backbone="resnet18")), "vit": dict(model="unet_adapter", options=dict(base_channels=8))}
 COLUMNS = ("preset", "images", "first_loss", "last_loss", "dice", "cldice", "network", "seed", "commit", "data", "hardware")
 
 
@@ -38,7 +39,7 @@ def live(preset: str | None, frames: Path, data: Path, runs: Path, network: str)
     name, row = preset or f"scratch-{network}", {}
     if preset:
         from vasomim.pretrain import PretrainConfig
-        config = json.loads(PretrainConfig.of(preset=preset, **PRETRAIN, data_dir=str(frames), cache_dir=str(runs / "packed"), run_dir=str(runs / f"pre-{preset}")).to_json())
+        config = json.loads(PretrainConfig.of(preset=preset, **{**PRETRAIN, **OWN.get(preset, {})}, data_dir=str(frames), cache_dir=str(runs / "packed"), run_dir=str(runs / f"pre-{preset}")).to_json())
         if work("vasomim.pretrain", config, runs / f"{name}.log"): raise InputError(f"{name}: pre-training failed, see {runs / f'{name}.log'}")
         with open(runs / f"pre-{preset}" / "metrics.csv", encoding="utf-8") as f: losses = [float(r["loss"]) for r in csv.DictReader(f)]
         row = dict(images=PRETRAIN["batch_size"] * len(losses), first_loss=sum(losses[:10]) / 10, last_loss=sum(losses[-10:]) / 10)
