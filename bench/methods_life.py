@@ -18,7 +18,7 @@ from vasomim.core import InputError
 from vasomim.downstream.outcome import read_results
 
 PRETRAIN = dict(epochs=1, warmup_epochs=0.2, batch_size=32, precision="bf16", threads=1, device="cpu", seed=0, save_every=5, keep=1, log_every=20)
-OWN = {"amt": dict(epochs=2, plain_epochs=1, refresh_epochs=1)}      # in a single epoch attention would drive nothing
+OWN = {"amt": dict(epochs=2, plain_epochs=0, refresh_epochs=1)}      # in a single epoch attention would drive nothing
 FINETUNE = dict(data="dca1", size=128, batch_size=8, lr=1e-3, epochs=30, drop_path=0.0, threads=1, device="cpu", precision="bf16", seeds=[0], save_every=20, keep=1, log_every=50)
 NETWORKS = {"unet": dict(model="unet", options=dict(backbone="resnet18")), "vit": dict(model="unet_adapter", options=dict(base_channels=8))}
 COLUMNS = ("preset", "images", "first_loss", "last_loss", "dice", "cldice", "network", "seed", "commit", "data", "hardware")
