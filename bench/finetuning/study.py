@@ -28,7 +28,7 @@ SETS = {    # name -> folder, settings; epochs make 400 to 620 steps, 1,476 for 
     "dca1-25": ("dca1", dict(data="dca1", label_fraction=0.25, epochs=400)),      # ten images, the same number of steps
     "arcade-vs": ("arcade", dict(data="arcade-vs", label_fraction=0.4, epochs=12)),
     "arcade-s": ("arcade", dict(data="arcade-s", epochs=12)),
-    "stenosis": ("danilov", dict(data="stenosis", size=256, epochs=12, weight_decay=0.05, augment=dict(jitter=(0.8, 1.25)))),
+    "stenosis": ("danilov", dict(data="stenosis", size=256, epochs=12, lr=2e-4, weight_decay=0.05, augment=dict(jitter=(0.8, 1.25)))),
 }
 FIRST = ("dca1", "xcad", "arcade-v", "dca1-25")      # all methods and seeds; the others only a ViT from scratch and a pre-trained one, once
 DECAY = {"scratch-decay": ("scratch", dict(layer_decay=0.75)), "vasomim-flat": ("vasomim", dict(layer_decay=1.0))}      # on dca1: the presets train these two differently

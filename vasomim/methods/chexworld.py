@@ -107,7 +107,7 @@ class CheXWorld(JEPA):
     "CheXWorld (type iwm_dual_easy); loss: mean squared error between predicted and target features, within and across views. Source: Yue et al., CVPR 2025."
     Options = Options
     _own = dict(method="chexworld", crop_scale=(0.3, 1.0), min_lr=1e-6, weight_decay=0.05, betas=(0.9, 0.999), clip_grad=1.0, progress="step")
-    about = About("CheXWorld", "Yue et al., CVPR 2025", "none given", masks="all but a context block without 4 target blocks", exports="teacher", cost=3.4, weights="checkpoints of LeapLabTHU/CheXWorld")
+    about = About("CheXWorld", "Yue et al., CVPR 2025", "none given", masks="all but a context block without 4 target blocks", exports="teacher", cost=2.5, weights="checkpoints of LeapLabTHU/CheXWorld")
     presets = {"chexworld": dict(_own, options=dict(blocks="ours", positions="unified")), "chexworld_base": dict(BASE, **_own)}
 
     def __init__(self, config):

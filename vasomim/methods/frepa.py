@@ -137,7 +137,7 @@ BASE = dict(OWN, model="vit_base_patch16_224", img_size=512, epochs=100, batch_s
 class Frepa(Method):
     "Restoration of hidden cells and hidden frequencies; loss: root mean square, differences and high frequencies. Source: Chu et al., 2024."
     Options = Options
-    about = About("Frepa", "Chu et al., 2024", "MIT", masks="cells of the image or of its spectrum, 50 to 75 %", cost=1.9, weights="encoder files of Arturia-Pendragon-Iris/Frepa")
+    about = About("Frepa", "Chu et al., 2024", "MIT", masks="cells of the image or of its spectrum, 50 to 75 %", cost=11.2, weights="encoder files of Arturia-Pendragon-Iris/Frepa")
     presets = {"frepa": dict(OWN, options=dict(channels=64, disturbance=2e-3)), "frepa_base": BASE}
 
     def __init__(self, config):

@@ -85,7 +85,7 @@ OWN = dict(method="genesis", masking="random", lr=1e-3, weight_decay=0.0, betas=
 class ModelGenesis(UNetMethod):
     "Restoration of a deformed image by a UNet; loss: mean squared error of all pixels. Source: Zhou et al., Medical Image Analysis 67, 2021."
     Options = Options
-    about = About("Model Genesis", "Zhou et al., Medical Image Analysis 67, 2021", "ASU, non-commercial, patent pending", masks="deformed, not masked", exports="UNet", network="unet", cost=0.5)
+    about = About("Model Genesis", "Zhou et al., Medical Image Analysis 67, 2021", "ASU, non-commercial, patent pending", masks="deformed, not masked", exports="UNet", network="unet", cost=0.6)
     presets = {"modelgenesis": OWN,
                "modelgenesis_base": dict(OWN, img_size=224, pack_size=512, batch_size=256, epochs=200, warmup_epochs=10.0, options=dict(backbone="resnet34"))}
 

@@ -45,7 +45,7 @@ OWN = dict(method="spt", masking="random", vesselness="frangi", lr=1e-3, weight_
 class SPT(UNetMethod):
     "Supervised pre-training of a UNet on a filter's masks; loss: cross-entropy and Dice. Source: section V-E of the paper, with the recipe of its segmentor. Raises `InputError` for data that were packed without masks."
     Options = Options
-    about = About("SPT", "the paper behind this package, Fig. 9", "no code published", masks="none; supervised on pseudo-labels", exports="UNet", network="unet", cost=0.5)
+    about = About("SPT", "the paper behind this package, Fig. 9", "no code published", masks="none; supervised on pseudo-labels", exports="UNet", network="unet", cost=0.6)
     presets = {"spt": OWN, "spt_base": dict(OWN, img_size=224, pack_size=512, batch_size=256, epochs=200, options=dict(backbone="resnet34"))}
 
     def __init__(self, config):
