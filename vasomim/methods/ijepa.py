@@ -46,7 +46,7 @@ class IJEPA(JEPA):
     "I-JEPA; loss: smooth L1 between predicted and target features. Source: Assran et al., CVPR 2023; recipe of its ViT-H/14."
     Options = Options
     _own = dict(method="ijepa", crop_scale=(0.3, 1.0), min_lr=1e-6, weight_decay=0.04, betas=(0.9, 0.999), progress="step")
-    about = About("I-JEPA", "Assran et al., CVPR 2023", "CC-BY-NC 4.0", masks="all but a context block without 4 target blocks", exports="teacher", cost=1.9, weights="checkpoints of facebookresearch/ijepa")
+    about = About("I-JEPA", "Assran et al., CVPR 2023", "CC-BY-NC 4.0", masks="all but a context block without 4 target blocks", exports="teacher", cost=1.7, weights="checkpoints of facebookresearch/ijepa")
     presets = {"ijepa": dict(_own, lr=1e-3, options=dict(blocks="ours")), "ijepa_base": dict(BASE, **_own)}
 
     def __init__(self, config):

@@ -93,7 +93,7 @@ class About:
     masks: str = "none"         # what is hidden from the student
     exports: str = "student"    # which network is the product
     network: str = "vit"        # what it is: vit, or unet (for the downstream network of that name)
-    cost: float = 0.0           # multiply-adds of training on an image, relative to MAE with 75 % masked: the published recipes (ViT-B/16 at 224 pixels, Frepa at 512), counted by bench/bench_methods.py --base
+    cost: float = 0.0           # multiply-adds of training on an image, relative to MAE with 75 % masked: the published recipes (ViT-B/16 at 224 pixels, Frepa at 512), arithmetic, which bench/bench_methods.py --base counts
     weights: str = ""           # published weights that fine-tuning can start from
 
 # %% ../../nbs/lib/40_training.method.ipynb #a081506c
