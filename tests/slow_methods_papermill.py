@@ -8,11 +8,11 @@ import subprocess
 import pytest
 
 from conftest import ROOT, environment
-from contract import presets
+from contract import SIZE, presets
 from vasomim.core import shared_dir
 from vasomim.training.method import find_method
 
-SMALL = dict(img_size=64, pack_size=96, model="test_vit", decoder_dim=32, decoder_depth=1, decoder_heads=2, batch_size=4, epochs=2, warmup_epochs=0.5, device="cpu", threads=1, nproc=1)
+SMALL = {k: v for k, v in SIZE.items() if k not in ("precision", "border", "sigmas")} | dict(nproc=1)      # six epochs, of which AMT needs five; patches of 8 pixels, so that blocks have room
 FRAMES = shared_dir("data", "dca1")
 
 
@@ -36,5 +36,5 @@ def test_phantoms_to_a_fine_tuned_network(name, tmp_path):
 @pytest.mark.skipif(FRAMES is None, reason="no real frames beside this repository")
 @pytest.mark.parametrize("name", presets())
 def test_real_frames(name, tmp_path):
-    papermill(tmp_path, "pretrain.ipynb", "pretrain.ipynb", preset=presets()[name], data_dir=FRAMES, run_dir="run", cache_dir=tmp_path.parent / "packed", **dict(SMALL, epochs=1, warmup_epochs=0.0, batch_size=8))
+    papermill(tmp_path, "pretrain.ipynb", "pretrain.ipynb", preset=presets()[name], data_dir=FRAMES, run_dir="run", cache_dir=tmp_path.parent / "packed", **SMALL)
     assert (tmp_path / "run" / "encoder" / "model.safetensors").is_file()
