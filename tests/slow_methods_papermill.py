@@ -26,9 +26,7 @@ def papermill(cwd, notebook, out, **parameters):
 def test_phantoms_to_a_fine_tuned_network(name, tmp_path):
     papermill(tmp_path, "pretrain.ipynb", "pretrain.ipynb", preset=presets()[name], phantoms=8, run_dir="run", cache_dir="packed", **SMALL)
     assert (tmp_path / "run" / "encoder" / "model.safetensors").is_file()
-    network = find_method(name).about.network
-    model = dict(model="unet", options=dict(find_method(name).Options().__dict__)) if network == "unet" else dict(model="unet_adapter", options=dict(base_channels=4))
-    if network == "unet": model["options"] = {k: json.loads((tmp_path / "run" / "config.json").read_text())["options"].get(k, v) for k, v in model["options"].items() if k in ("backbone", "base_channels")}
+    model = dict(model="unet") if find_method(name).about.network == "unet" else dict(model="unet_adapter", options=dict(base_channels=4))
     papermill(tmp_path, "finetune.ipynb", "finetune.ipynb", checkpoint="run", phantoms=12, phantom_size=64, size=64, epochs=1, batch_size=4, run_dir="tuned", cache_dir="labelled", threads=1, device="cpu", **model)
     assert "dice" in (tmp_path / "tuned" / "results.csv").read_text()
 
