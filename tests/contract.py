@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vasomim.methods
 from vasomim.core import RowRandom
@@ -76,6 +77,17 @@ def move(module: nn.Module):
             if b is not None: part._buffers[name] = torch.empty_like(b, device="cuda")
 
 
+class Waits(AssertionError): pass
+
+
+class NoWaitingCopies(TorchDispatchMode):
+    "A copy between host and device that is not `non_blocking` waits for the stream."
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and kwargs.get("device") is not None and not kwargs.get("non_blocking") and args[0].device.type != torch.device(kwargs["device"]).type: raise Waits(f"{args[0].device} -> {kwargs['device']}")
+        return func(*args, **kwargs)
+
+
 @contextmanager
 def drawn_on_the_host():
     "Block places are drawn on the CPU on purpose, from the step's seed: with values, and only then put on the device."
@@ -89,13 +101,13 @@ def drawn_on_the_host():
 
 
 def step_without_values(preset: str):
-    "Forward and the hooks of a step on a GPU of which only shapes are known: whatever asks for a value (`.item()`, a branch, an index by mask) raises."
+    "Forward and the hooks of a step on a GPU of which only shapes are known: whatever asks for a value (`.item()`, a branch, an index by mask) or copies without `non_blocking` raises."
     method, config = built(preset)
     batches = batches_of(method)
     method.before_epoch(0, batches)
     batch = batches(0, ahead=False)
     batches.close()
-    with FakeTensorMode(allow_non_fake_inputs=True), drawn_on_the_host():
+    with FakeTensorMode(allow_non_fake_inputs=True), NoWaitingCopies(), drawn_on_the_host():
         move(method)
         there = lambda tensors: {k: torch.empty_like(v, device="cuda") for k, v in tensors.items()}
         batch = Batch(*map(there, (batch.images, batch.vessels, batch.boxes, batch.flips)), torch.empty_like(batch.index, device="cuda"), Elsewhere(BATCH))

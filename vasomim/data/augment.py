@@ -21,7 +21,7 @@ def _centred_box(height: int, width: int, ratio) -> tuple[float, ...]:
     elif w/h > ratio[1]: w = round(h*ratio[1])
     return float((height - h)//2), float((width - w)//2), float(h), float(w)
 
-# %% ../../nbs/lib/09_data.augment.ipynb #7073b6f6
+# %% ../../nbs/lib/09_data.augment.ipynb #49755d3f
 def random_crops(n: int, height: int, width: int,
                  scale=(0.2, 1.0),   # share of the area, uniform
                  ratio=(3/4, 4/3),   # width over height, log-uniform
@@ -43,7 +43,7 @@ def random_crops(n: int, height: int, width: int,
     first = (~fits).int().cumprod(1).sum(1)                             # index of the first attempt that fits; 10: none
     boxes = torch.stack([top, left, h, w], 2)
     boxes = boxes.gather(1, first.clamp(max=9)[:, None, None].expand(n, 1, 4))[:, 0]
-    centre = torch.tensor(_centred_box(height, width, ratio), dtype=torch.float32, device=boxes.device)
+    centre = torch.tensor(_centred_box(height, width, ratio), dtype=torch.float32).to(boxes.device, non_blocking=True)
     return torch.where((first < 10)[:, None], boxes, centre), u[:, 40] < flip
 
 # %% ../../nbs/lib/09_data.augment.ipynb #098016c1

@@ -26,10 +26,11 @@ def bezier_map(images: torch.Tensor,    # (B, 1, H, W) in [0, 1]
     (x0, x1), (y0, y1) = ((c.gather(1, right - 1), c.gather(1, right)) for c in (x, y))
     return torch.lerp(y0, y1, ((v - x0) / (x1 - x0).clamp(min=1e-12)).clamp(0, 1)).clamp(0, 1).view_as(images)
 
-# %% ../../nbs/lib/09c_data.deformations.ipynb #b7e3fbfa
+# %% ../../nbs/lib/09c_data.deformations.ipynb #4debbe55
 def _whole(u: torch.Tensor, low, high) -> torch.Tensor:
     "Whole numbers from low to high, both included, from uniform ones in [0, 1)."
-    return torch.minimum((low + u * (high - low + 1)).floor(), torch.as_tensor(high, dtype=u.dtype, device=u.device))
+    drawn = (low + u * (high - low + 1)).floor()
+    return torch.minimum(drawn, high) if torch.is_tensor(high) else drawn.clamp(max=high)
 
 def _spans(start: torch.Tensor, length: torch.Tensor, size: int) -> torch.Tensor:
     "(..., size) bool: the pixels from `start` on."

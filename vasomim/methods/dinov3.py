@@ -95,7 +95,7 @@ class RotaryEncoder(MaskedEncoder):
 
 def is_rotary(model: str) -> bool: return timm.is_model(model) and timm.models.model_entrypoint(model).__module__ == "timm.models.eva" and "dinov3" in model
 
-# %% ../../nbs/lib/46i_methods.dinov3.ipynb #08abacb4
+# %% ../../nbs/lib/46i_methods.dinov3.ipynb #539cc836
 COLD = dict(patch_prototypes=256, momentum=0.95, clip=3.0, koleo_group=8, teacher_temperature=0.01, teacher_temperature_end=0.01, patch_temperature=0.01, patch_temperature_end=0.01)      # of the small preset
 
 class DINOv3(IBOT):
@@ -146,7 +146,7 @@ class DINOv3(IBOT):
         some, (low, high) = int(2 * everyone.total * o.mask_probability), o.mask_range
         counts = [int(n * (low + (high - low) * (i + 1) / some) + 1e-9) for i in range(some)] + [0] * (2 * everyone.total - some)      # ascending shares, then none
         most = sum(sorted(counts, reverse=True)[:2 * b])
-        mine = torch.tensor(counts, device=order.device)[order]
+        mine = torch.tensor(counts).to(order.device, non_blocking=True)[order]
         return torch.cat([self.hide(mine[:, k], batch.random, smallest=4, complete="random") for k in range(2)]), most
 
     def assign(self, raw, progress): return sinkhorn(raw.flatten(0, 1), self.teacher_temperature(progress)).view_as(raw)

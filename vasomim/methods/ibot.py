@@ -29,7 +29,7 @@ from ..training.self_distillation import logits_at
 from ..training.self_distillation import on_sphere
 from ..training.self_distillation import warm_temperature
 
-# %% ../../nbs/lib/46c_methods.ibot.ipynb #3d057355
+# %% ../../nbs/lib/46c_methods.ibot.ipynb #4643a7e0
 @dataclass(frozen=True)
 class PatchOptions(Options):
     "DINO's options and those of hidden patches; the defaults are iBOT's."
@@ -80,7 +80,7 @@ class IBOT(DINO):
     def masks(self, batch: Batch) -> tuple[torch.Tensor, int]:
         "(2B, N) bool, True = hidden from the student, first views first; and a number that the hidden patches do not exceed together."
         o, b, n, at, parts = self.options, len(batch.index), self.grid[0] * self.grid[1], batch.images["first"].device, []
-        ratios, spreads = (torch.tensor(x, device=at) for x in (o.mask_ratios, o.mask_spread))
+        ratios, spreads = (torch.tensor(x).to(at, non_blocking=True) for x in (o.mask_ratios, o.mask_spread))
         for _ in range(2):
             u = uniform(b, 2, generator=batch.random, device=at)
             which = (u[:, 0] * len(ratios)).long()

@@ -19,10 +19,10 @@ from ..training.method import Method
 from ..training.method import Recipe
 from ..training.method import View
 
-# %% ../../nbs/lib/46_methods.mae.ipynb #88a3f8ed
+# %% ../../nbs/lib/46_methods.mae.ipynb #0ccc968a
 class MAE(Method):
     "MAE with any mask sampler; loss: mean squared error on masked patches. Source: He et al., CVPR 2022; recipe of the published pre-training script."
-    about = About("MAE", "He et al., CVPR 2022", "CC-BY-NC 4.0", masks="random, 75 %; any sampler", cost=1.0, weights="pre-training files of facebookresearch/mae")
+    about = About("MAE", "He et al., CVPR 2022", "CC-BY-NC 4.0", masks="random, 50 % (mae_base 75 %); any sampler", cost=1.0, weights="pre-training files of facebookresearch/mae")
     _own = dict(method="mae", masking="random", consistency="none", eta=1.0, beta_start=0.0, beta_end=0.0)
     presets = {"mae": _own, "mae_base": dict(_own, model="vit_base_patch16_224", img_size=224, decoder_dim=512, decoder_depth=8, decoder_heads=16, mask_ratio=0.75, epochs=800, warmup_epochs=40.0, batch_size=4096, base_lr=1.5e-4, pack_size=512)}
 

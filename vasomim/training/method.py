@@ -96,7 +96,7 @@ class About:
     cost: float = 0.0           # multiply-adds of training on an image, relative to MAE with 75 % masked: the published recipes (ViT-B/16 at 224 pixels, Frepa at 512), arithmetic, which bench/bench_methods.py --base counts
     weights: str = ""           # published weights that fine-tuning can start from
 
-# %% ../../nbs/lib/40_training.method.ipynb #a081506c
+# %% ../../nbs/lib/40_training.method.ipynb #d26d4359
 class Method(nn.Module):
     """Base of all pre-training methods. Subclasses set `encoder` (a timm model), `views` and `recipe`, and define `forward`.
     A method whose product is no timm model also defines `export` and `opened`."""
@@ -104,7 +104,6 @@ class Method(nn.Module):
     Options = None          # dataclass of options that only this method has; reached through the job's `options`
     about: About = About()
     variants: dict = {}     # preset -> About: what the literature knows as a method of its own
-    process_dependent = ""  # why the loss depends on the number of processes; empty: it does not
     encoder: nn.Module
     views: tuple[View, ...] = (View(),)
     recipe: Recipe = Recipe()
