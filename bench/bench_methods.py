@@ -32,11 +32,12 @@ from vasomim.training.method import find_method
 from vasomim.training.run import MetricsFile, RunFolder
 
 
-def one(preset: str, packed: str, batch: int, rounds: int, device: str, threads: int, precision: str) -> dict:
+def one(preset: str, packed: str, batch: int, rounds: int, device: str, threads: int, precision: str, koleo_group: int | None = None) -> dict:
     "Seconds of a step (best and median), peak memory and counted GFLOPs of one method."
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
-        config = PretrainConfig.of(preset=preset, batch_size=batch, epochs=100, warmup_epochs=1.0, device=device, precision=precision, threads=threads, phantoms=4 * batch, cache_dir=packed, run_dir=folder, **({"mask_ratio": 0.75} if preset == "mae" else {}))
+        own = {"mask_ratio": 0.75} if preset == "mae" else {"koleo_group": koleo_group} if koleo_group and preset.startswith("dinov3") else {}
+        config = PretrainConfig.of(preset=preset, batch_size=batch, epochs=100, warmup_epochs=1.0, device=device, precision=precision, threads=threads, phantoms=4 * batch, cache_dir=packed, run_dir=folder, **own)
         data = prepare_data(config)
         torch.manual_seed(0)
         method, run, place = find_method(config.method)(config), RunFolder(Path(folder)), Place(0, 1, torch.device(device))
@@ -64,16 +65,17 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16); parser.add_argument("--rounds", type=int, default=5); parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=usable_cpus()); parser.add_argument("--precision", default="fp32"); parser.add_argument("--base", action="store_true", help="published recipes at their size")
+    parser.add_argument("--koleo-group", type=int, help="of DINOv3, whose default of 16 must divide the batch")
     parser.add_argument("--only", nargs="*", default=[], help="presets; mae is always measured"); parser.add_argument("--out", type=Path, help="CSV"); parser.add_argument("--one", help=argparse.SUPPRESS); parser.add_argument("--packed", help=argparse.SUPPRESS)
     a = parser.parse_args()
-    if a.one: print(json.dumps(one(a.one, a.packed, a.batch, a.rounds, a.device, a.threads, a.precision))); sys.exit()
+    if a.one: print(json.dumps(one(a.one, a.packed, a.batch, a.rounds, a.device, a.threads, a.precision, a.koleo_group))); sys.exit()
     methods, rows = method_table(), []
     if a.only: methods = [m for m in methods if m["preset"] in (*a.only, "mae")]
     methods.sort(key=lambda m: (m["preset"] != "mae", m["cost"]))
     with tempfile.TemporaryDirectory() as packed:
         for m in methods:
             preset = next((p for p in m["presets"] if p.endswith("_base")), m["preset"]) if a.base else m["preset"]
-            done = subprocess.run([sys.executable, __file__, "--one", preset, "--packed", packed, *(f"--{k}={getattr(a, k)}" for k in ("batch", "rounds", "device", "threads", "precision"))], text=True, capture_output=True)
+            done = subprocess.run([sys.executable, __file__, "--one", preset, "--packed", packed, *(f"--{k}={getattr(a, k)}" for k in ("batch", "rounds", "device", "threads", "precision")), *([f"--koleo-group={a.koleo_group}"] if a.koleo_group else [])], text=True, capture_output=True)
             if done.returncode: print(f"{preset}: failed\n{done.stderr[-600:]}", file=sys.stderr); continue
             row = json.loads(done.stdout.splitlines()[-1])
             rows.append(dict(row, images_per_s=a.batch / row["seconds"], cost_published=m["cost"]))

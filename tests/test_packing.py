@@ -157,6 +157,16 @@ def test_killed_at_a_random_moment_and_run_again(place, source, plain):
     assert kept, "no kill came between two shards"
 
 
+def test_killed_in_its_last_moment(place, source, plain, monkeypatch):
+    out = place / "last-moment"
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr("vasomim.data.work_folder.sweep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))      # the set has taken its place, the job's own files are still in it
+        pack(source, out, extractor=dark, extractor_id="dark", **JOB)
+    assert (out / "job.json").is_file() and (out / "shard-00000.json").is_file()
+    pack(source, out, extractor=dark, extractor_id="dark", **JOB)
+    assert content(out) == content(plain.folders[0]) and not leftovers(out)
+
+
 @LINUX
 def test_ctrl_c_ends_with_130_and_one_line(place, many):
     out = place / "interrupted"

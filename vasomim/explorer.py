@@ -6,7 +6,7 @@
 __all__ = ['SLIDERS', 'HELP', 'on_step', 'numbers_html', 'captions', 'after', 'Explorer', 'Cache', 'ExplorerState', 'Panels',
            'as_text', 'explore', 'open_image', 'picture', 'read_text', 'render']
 
-# %% ../nbs/lib/61_explorer.ipynb #338b5cb7
+# %% ../nbs/lib/61_explorer.ipynb #dec2ff68
 import html
 from dataclasses import replace
 from functools import partial
@@ -29,6 +29,7 @@ from .explorer_state import make_state
 from .explorer_state import open_image
 from .explorer_state import patch_sizes
 from .explorer_state import read_text
+from .masking import find_samplers
 
 # %% ../nbs/lib/61_explorer.ipynb #ff63db61
 _all_ = ["Cache", "ExplorerState", "Panels", "as_text", "explore", "open_image", "picture", "read_text", "render"]
@@ -57,7 +58,7 @@ def _step(name: str, value: float) -> float:
     _, low, _, step, finest, _ = SLIDERS[name]
     return next((s for s in (step, 0.1, 0.01) if finest < s <= step and abs((value - low) / s - round((value - low) / s)) < 1e-6), finest) if finest < step else step
 
-# %% ../nbs/lib/61_explorer.ipynb #3e6f812b
+# %% ../nbs/lib/61_explorer.ipynb #990c025e
 def _ipywidgets():
     "The widget library, or `InputError` that says how to get it."
     try: import ipywidgets
@@ -85,7 +86,7 @@ def _controls(w) -> dict:
              patch_size=choice("patch size P, px", *patch_sizes(ExplorerState().img_size)),
              vesselness=choice("vesselness", "sato", "frangi"), largest=w.IntSlider(min=1, max=8, continuous_update=False, **wide("largest σ, px")),
              sigmas=w.Text(continuous_update=False, **wide("all scales σ, px")), grow=choice("growing", ("large components", "components"), ("from the maximum", "seed")),
-             masking=choice("masking", "guided", "random", "block"), weighting=choice("weights", ("f(g)", "f"), ("uniform over vessel", "uniform")), draw=count("draw, seed"))
+             masking=choice("masking", *find_samplers()), weighting=choice("weights", ("f(g)", "f"), ("uniform over vessel", "uniform")), draw=count("draw, seed"))
     for name, (label, low, high, step, _, live) in SLIDERS.items():
         kind = w.IntSlider if isinstance(step, int) else w.FloatSlider
         c[name] = kind(min=low, max=high, step=step, continuous_update=live, **wide(label))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ALGORITHM', 'SMALL', 'CARD', 'pack_shard', 'pack', 'slice_from_environment']
 
-# %% ../../nbs/lib/08c_data.packing.ipynb #f83ff1d5
+# %% ../../nbs/lib/08c_data.packing.ipynb #54a63c58
 import operator
 import os
 import pickle
@@ -49,6 +49,7 @@ from .sources.base import fingerprint
 from .work_folder import WorkFolder
 from .work_folder import full_disk
 from .work_folder import job_files
+from .work_folder import sweep
 
 # %% ../../nbs/lib/08c_data.packing.ipynb #6e40d500
 ALGORITHM = 2    # counts changes in how pixels are made; part of the fingerprint
@@ -229,7 +230,7 @@ def _report(work: WorkFolder) -> PackedDataset | None:
           + (f"; the reader named {len(said)} more things (packed.json), first {said[0]['id']}: {said[0]['reason']}" if said else ""))
     return data
 
-# %% ../../nbs/lib/08c_data.packing.ipynb #e2a33663
+# %% ../../nbs/lib/08c_data.packing.ipynb #84ef8cc7
 def pack(source: Source,                          # what to pack
          out,                                     # folder to make
          size=256,                                # S or (height, width) of the packed images
@@ -251,7 +252,7 @@ def pack(source: Source,                          # what to pack
     if masks == "none": extractor = None
     name, identified = _describe_extractor(extractor, extractor_id, masks)
     mark = fingerprint("packed", FORMAT, ALGORITHM, source.name, source.fingerprint, height, width, name)
-    if (old := _reusable(out, mark if identified else None)) is not None: print(f"{out.name}: unchanged, {len(old)} images are reused"); return old
+    if (old := _reusable(out, mark if identified else None)) is not None: sweep(out); print(f"{out.name}: unchanged, {len(old)} images are reused"); return old
     if not identified: print(f"{out.name}: the extractor {name} has no fingerprint, so this set is packed anew each time; extractor_id=... names it")
     row_bytes = height*width + -(-height*width//8) + 1024                  # 1024: room for provenance; a shard stays below 1 GiB
     rows = max(1, min(shard_rows or SHARD_BYTES//(height*width), (1 << 30)//row_bytes))
