@@ -109,7 +109,7 @@ def predict_folder(arguments: list[str]):
     from vasomim.predict import PredictOptions, predict
     return predict(_flags(PredictOptions, "predict", arguments))
 
-# %% ../nbs/lib/70_cli.ipynb #78ff1143
+# %% ../nbs/lib/70_cli.ipynb #82dedb55
 def _flags(options, name: str, arguments: list[str]):
     "The dataclass `options` from flags, by tyro; fields without a default are positional."
     import tyro
@@ -123,12 +123,17 @@ def _methods(arguments: list[str]):
     from vasomim.cli_methods import MethodsOptions, methods_command
     return methods_command(_flags(MethodsOptions, "methods", arguments))
 
+def _study(arguments: list[str]):
+    from vasomim.cli_study import StudyOptions, study_command
+    return study_command(_flags(StudyOptions, "study", arguments))
+
 COMMANDS = {
     "data": ("data sets: list, fetch, show, pack, join", _data),
     "finetune": ("fine-tune an encoder on a task, over several seeds", finetune_and_draw),
     "methods": ("everything that can pre-train, and what it asks for", _methods),
     "predict": ("masks or boxes of a folder of angiograms, by a fine-tuned network", predict_folder),
     "pretrain": ("pre-train an encoder on angiograms or phantoms", pretrain_and_draw),
+    "study": ("the comparisons behind the figures: run, plan, status, collect", _study),
     "extract": ("vessel masks of a folder of angiograms", lambda arguments: extract(_flags(ExtractOptions, "extract", arguments))),
     "phantom": ("simulated angiograms with masks and segments", lambda arguments: phantoms(_flags(PhantomCommand, "phantom", arguments))),
 }
