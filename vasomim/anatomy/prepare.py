@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['vessel_extractor', 'choose_splits', 'prepare_source', 'plain', 'cached_pack', 'open_if_packed']
 
-# %% ../../nbs/lib/25_anatomy.prepare.ipynb #a70a506a
+# %% ../../nbs/lib/25_anatomy.prepare.ipynb #fc709a14
 import json
 import sys
 from collections import Counter
@@ -21,6 +21,7 @@ from ..data.packed import PackedDataset
 from ..data.packed import open_packed
 from ..data.packing import pack
 from ..data.remote import is_remote
+from ..data.safely import alone
 from ..data.sources.base import Source
 from ..data.sources.base import fingerprint
 from ..data.sources.catalog import open_source
@@ -62,17 +63,18 @@ def prepare_source(folder,                       # of a data set, images or DICO
     for notice in source.notices: print(f"{source.name}: {notice}" if not notice.startswith(source.name) else notice)
     return source
 
-# %% ../../nbs/lib/25_anatomy.prepare.ipynb #e926a279
+# %% ../../nbs/lib/25_anatomy.prepare.ipynb #fd50ab15
 def plain(name: str) -> str:
     "A name that every file system holds."
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)[:40] or "data"
 
 def cached_pack(source: Source, cache_dir, size: int, extractor, masks: str = "extract") -> PackedDataset:
-    "The packed set of a source in `cache_dir`, made unless it is there; raises `InputError`."
+    "The packed set of a source in `cache_dir`, made unless it is there; waits while another job makes it. Raises `InputError`."
     out = Path(cache_dir).expanduser().resolve()/f"{plain(source.name)}-{size}-{fingerprint(source.fingerprint, size, extractor.fingerprint, masks)[:10]}"
     try: out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InputError(f"cache_dir={out.parent}: cannot be written ({e.strerror}); choose a folder you may write to") from e
-    return pack(source, out, size, extractor, masks=masks)
+    if (out/"packed.json").is_file(): return pack(source, out, size, extractor, masks=masks)      # also where nothing may be written
+    with alone(out.with_name(f"{out.name}.wait"), out, wait=True): return pack(source, out, size, extractor, masks=masks)      # of jobs that begin together, one packs
 
 def open_if_packed(path) -> PackedDataset | None:
     "The packed (or joined) set at a path or address; None for a folder that is not one. An address that is none is an `InputError`."
