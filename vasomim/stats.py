@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['mean_sd', 'paired_tests', 'significance', 'bootstrap_interval', 'average_ranks']
 
-# %% ../nbs/lib/33a_stats.ipynb #344de335
+# %% ../nbs/lib/33a_stats.ipynb #0201883f
 import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
+from scipy.stats import t as student
 from scipy.stats import ttest_rel
 from scipy.stats import wilcoxon
 from .core import InputError
@@ -33,13 +34,13 @@ def mean_sd(table: pd.DataFrame,             # tidy: one row per number
     out["text"] = [f"{m:.2f}" + ("" if np.isnan(s) else f" ± {s:.2f}") for m, s in zip(out["mean"], out["sd"])]
     return out
 
-# %% ../nbs/lib/33a_stats.ipynb #819a1a3d
+# %% ../nbs/lib/33a_stats.ipynb #3b3167c2
 def paired_tests(table: pd.DataFrame,          # tidy, with a column `method`
                  a: str, b: str,               # the methods; positive differences say that `a` has more
                  pairs=("dataset", "seed"),    # columns that name a pair
                  value: str = "value",
                 ) -> dict:
-    "n, difference (mean of a - b), sd, t, p (paired t-test), w, p_wilcoxon; two-sided. Equal everywhere: p = 1; the same difference in every pair: p of the t-test is NaN, as there is no spread to compare it with. Raises `InputError` for runs that are missing or there twice."
+    "n, difference (mean of a - b), sd, low and high (95 % t-interval of the difference), t, p (paired t-test), w, p_wilcoxon; two-sided. Equal everywhere: p = 1; the same difference in every pair: p of the t-test is NaN, as there is no spread to compare it with. Raises `InputError` for runs that are missing or there twice."
     _column(table, value, "method", *pairs)
     sides = []
     for name in (a, b):
@@ -57,7 +58,8 @@ def _tests(x: np.ndarray, y: np.ndarray) -> dict:
     d = x - y
     if not d.any(): t = w = (0.0, 1.0)
     else: t, w = (np.nan, np.nan) if np.ptp(d) <= 1e-9 * np.abs(d).max() else ttest_rel(x, y), wilcoxon(d)
-    return dict(n=len(d), difference=float(d.mean()), sd=float(d.std(ddof=1)), t=float(t[0]), p=float(t[1]), w=float(w[0]), p_wilcoxon=float(w[1]))
+    half = float(student.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
+    return dict(n=len(d), difference=float(d.mean()), sd=float(d.std(ddof=1)), low=float(d.mean()) - half, high=float(d.mean()) + half, t=float(t[0]), p=float(t[1]), w=float(w[0]), p_wilcoxon=float(w[1]))
 
 def significance(p: float) -> str:
     "The usual marks: *** below 0.001, ** below 0.01, * below 0.05, else n.s.; empty for NaN."
