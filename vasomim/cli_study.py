@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['StudyOptions', 'study_command']
 
-# %% ../nbs/lib/69b_cli_study.ipynb #b4111bcd
+# %% ../nbs/lib/69b_cli_study.ipynb #61943490
 from dataclasses import dataclass
 from dataclasses import field
 from tyro.conf import Positional
 from .core import InputError
 from .core import unknown_name
+from .study.cost import describe
 from .study.jobs import Places
 from .study.jobs import unfold_all
 from .study.notebooks import read_study
@@ -21,7 +22,7 @@ from .study.runner import status
 from .study.scales import find_scale
 from .study.store import Store
 
-# %% ../nbs/lib/69b_cli_study.ipynb #89e5c7c0
+# %% ../nbs/lib/69b_cli_study.ipynb #7c1529d6
 @dataclass(frozen=True)
 class StudyOptions:
     "The studies of figure notebooks. action: run (what is missing), plan (jobs and cost), status, collect (make the table anew)."
@@ -45,7 +46,7 @@ def study_command(options: StudyOptions):
     if options.action == "collect": print(f"{len(store.collect())} rows in {store.path / 'table.csv'}"); return
     if not options.notebooks: raise InputError("notebooks: name the figure notebooks whose studies are meant, e.g. nbs/figures/tab04_components.ipynb")
     plan = unfold_all([read_study(n) for n in options.notebooks], Places(find_scale(options.scale), options.data, options.cache))
-    if options.action == "plan": print(describe(plan, store)); return
+    if options.action == "plan": print(describe(plan, store, options.device)); return
     if options.action == "status": print(progress_table(status(plan, store), plan)); return
     done = Runner(plan, store, engine(options.engine, store, options.workers, options.device, **options.cluster), options.retry).run()
     print(f"{progress_table(done, plan)}\n{store.path / 'table.csv'}")

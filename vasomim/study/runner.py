@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Here', 'Inside', 'Attempt', 'Cluster', 'engine', 'Progress', 'status', 'what', 'progress_table', 'reason', 'Runner']
 
-# %% ../../nbs/lib/55c_study.runner.ipynb #99c49378
+# %% ../../nbs/lib/55c_study.runner.ipynb #9b89a05a
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,15 +19,18 @@ from contextlib import redirect_stderr
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 from tqdm.auto import tqdm
 from ..core import InputError
 from ..core import usable_cpus
-from ..data.safely import out_of_space
 from .jobs import Job
 from .jobs import Planned
 from .store import Store
+from .work import BUSY
+from .work import FULL
 from .work import execute
+from .work import no_room
 from ..training.launch import Interrupted
 from ..training.launch import child_environment
 from ..training.launch import command
@@ -93,7 +97,7 @@ def engine(name: str, store: Store, workers: int = 1, device: str = "auto", **op
     if name == "here": return Here(store, workers, device)
     return Cluster(store, name, workers, device, **options)
 
-# %% ../../nbs/lib/55c_study.runner.ipynb #811a4227
+# %% ../../nbs/lib/55c_study.runner.ipynb #c668919c
 @dataclass
 class Progress:
     "Where a plan stands: ids by state, reasons of failures, seconds by kind."
@@ -122,7 +126,7 @@ def status(plan: list[Planned], store: Store) -> Progress:
     out = Progress(len(jobs))
     for i, p in jobs.items():
         state = store.state(i)
-        if state == "done": out.done.add(i); out.seconds.setdefault(p.job.kind, []).extend(r["seconds"] for r in store.rows(i)[:1])
+        if state == "done": out.done.add(i); out.seconds.setdefault(p.job.kind, []).extend(float(r["seconds"]) for r in store.rows(i)[:1])
         elif state == "running": out.running[i] = what(p)
         elif state == "failed": out.failed[i] = store.failure(i)
     for i, p in jobs.items():
@@ -143,7 +147,7 @@ def progress_table(progress: Progress, plan: list[Planned]) -> str:
         lines += [f"  {title:8} {i}  {names.get(i, '')}" + (f": {why}" if why else "") for i, why in items.items()]
     return "\n".join(lines)
 
-# %% ../../nbs/lib/55c_study.runner.ipynb #e1e6824f
+# %% ../../nbs/lib/55c_study.runner.ipynb #ef6ce359
 def reason(store: Store, job_id: str, code: int) -> str:
     "Why a job ended with a code."
     if (told := store.failure(job_id)) is not None: return told
@@ -164,7 +168,7 @@ def _stoppable():
 
 class Runner:
     "Does what is missing of a plan. retry: failed jobs, too."
-    def __init__(self, plan: list[Planned], store: Store, engine, retry: bool = False, show=print):
+    def __init__(self, plan: list[Planned], store: Store, engine, retry: bool = False, show=partial(print, flush=True)):
         self.store, self.engine, self.show = store, engine, show
         self.jobs = {}
         for p in plan: self.jobs.setdefault(p.job.id, p)
@@ -192,7 +196,7 @@ class Runner:
             if self._elsewhere(i): continue
             try: self.store.begin(p.job); self.handles[i] = (self.engine.start(p.job, p.where), time.perf_counter())
             except OSError as error:
-                if out_of_space(error): raise InputError(f"{self.store.path}: the disk is full; finished jobs are kept: make room and run the study again") from error
+                if no_room(error): raise InputError(f"{self.store.path}: the disk is full; finished jobs are kept: make room and run the study again") from error
                 raise InputError(f"{self.store.path}: cannot be written ({error.strerror or error})") from error
             self.waiting.remove(i); self.progress.running[i] = what(p)
 
@@ -203,6 +207,8 @@ class Runner:
         if state == "running" and i not in self.progress.running: self.progress.running[i] = what(self.jobs[i])
         return state in ("done", "running")
 
+    def _full(self, code: int) -> bool: return code == FULL or min(shutil.disk_usage(p).free for p in (self.store.path, self.store.jobs)) < 1 << 20
+
     def _end(self) -> bool:
         "Takes in what has ended; whether anything has."
         ended = [(i, code) for i, (h, _) in self.handles.items() if (code := self.engine.code(h)) is not None]
@@ -210,9 +216,21 @@ class Runner:
             _, began = self.handles.pop(i)
             self.progress.running.pop(i, None)
             kind = self.jobs[i].job.kind
+            if code == BUSY: self.waiting.insert(0, i); continue      # another runner was faster
+            if code and self._full(code): raise InputError(f"{self.store.path}: the disk is full; finished jobs are kept: make room and run the study again")
             if self.store.done(i) is not None: self.progress.done.add(i); self.progress.seconds.setdefault(kind, []).append(time.perf_counter() - began); self.show(f"done    {i}  {what(self.jobs[i])}")
             else: self.progress.failed[i] = reason(self.store, i, code); self.show(f"failed  {i}  {what(self.jobs[i])}: {self.progress.failed[i]}")
         return bool(ended)
+
+    def _await_one(self, pause: float):
+        "Jobs that were told to stop save and leave."
+        for i in [i for i, (h, _) in self.handles.items() if self.engine.code(h) is not None]: del self.handles[i]
+        time.sleep(pause)
+
+    def _collect_at_the_end(self):
+        try: self.store.collect()
+        except OSError as error:
+            if not no_room(error): raise      # the jobs' own files are there; the table is made when there is room
 
     def to_go(self) -> float | None:
         "Seconds."
@@ -229,8 +247,8 @@ class Runner:
                     if self._end(): bar.update(len(self.progress.done) - bar.n); self.store.collect(); self.show(self.progress.line(self.to_go()))
                     else: time.sleep(pause)
             finally:
-                for handle, _ in self.handles.values(): self.engine.stop(handle)
-                while self.handles and not self._end(): time.sleep(pause)
-                self.store.collect()
+                for handle, _ in self.handles.values(): self.engine.stop(handle)      # after a signal, or an error
+                while self.handles: self._await_one(pause)
+                self._collect_at_the_end()
         if caught: raise Interrupted(caught[0], f"stopped by signal {caught[0]}; run the study again to go on: {self.progress.line(None)}")
         return self.progress

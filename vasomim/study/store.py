@@ -22,11 +22,11 @@ from ..data.safely import write_json
 from .jobs import Job
 from .jobs import Planned
 
-# %% ../../nbs/lib/55a_study.store.ipynb #92e7b4ee
+# %% ../../nbs/lib/55a_study.store.ipynb #70380fa5
 LABELS = ("study", "scale", "method", "pretrain_seed", "seed", "dataset", "task", "fraction")
-FACTS = ("kind", "job", "needs", "data_fingerprint", "part", "metric", "step", "value", "images", "commit", "hardware", "seconds")
+FACTS = ("kind", "job", "needs", "data_fingerprint", "part", "metric", "step", "value", "images", "commit", "hardware", "seconds", "rows")
 COLUMNS = (*LABELS, *FACTS)
-WHOLE = ("pretrain_seed", "seed", "step", "images")
+WHOLE = ("pretrain_seed", "seed", "step", "images", "rows")
 TEXT = ("study", "scale", "method", "dataset", "task", "kind", "job", "needs", "data_fingerprint", "part", "metric", "commit", "hardware")
 
 def typed(rows: Iterable[dict] | pd.DataFrame) -> pd.DataFrame:
@@ -38,15 +38,16 @@ def typed(rows: Iterable[dict] | pd.DataFrame) -> pd.DataFrame:
     return table[list(COLUMNS)].assign(**numbers).astype({**{n: "Int64" for n in WHOLE}, **{n: "float64" for n in ("fraction", "value", "seconds")}, **{n: "string" for n in TEXT}}).fillna({n: "" for n in TEXT})
 
 def read_table(path) -> pd.DataFrame:
-    "The table of a CSV file, empty where there is none; a last row that was cut short is left out, and said. Raises `InputError`."
+    "The table of a CSV file, empty where there is none; a job of which rows are missing (a file that was cut short) is left out as a whole, and that is said. Raises `InputError`."
     path = Path(path)
     if not path.is_file(): return typed([])
-    cut = []
-    try: table = pd.read_csv(path, dtype="string", keep_default_na=False, na_values=[""], engine="python", on_bad_lines=lambda row: cut.append(row))
+    try: table = pd.read_csv(path, dtype="string", keep_default_na=False, na_values=[""], engine="python", on_bad_lines="skip")
     except (ValueError, UnicodeDecodeError) as error: raise InputError(f"{path}: not a table of results ({error}); take it away, and it is made again from the finished jobs") from error
-    if len(table) and table.iloc[-1].reindex(["value", "job", "metric"]).isna().any() and {"value", "job", "metric"} <= set(table.columns): cut.append(table.index[-1]); table = table.iloc[:-1]
-    if cut: print(f"{path}: {len(cut)} row(s) were cut short and are left out")
-    return typed(table)
+    if {"value", "job", "rows"} <= set(table.columns): table = table.dropna(subset=["value", "job", "rows"])
+    table = typed(table)
+    whole = table.groupby(["study", "scale", "method", "job"])["value"].transform("size") == table["rows"]
+    if not whole.all(): print(f"{path}: was cut short: {table.loc[~whole, 'job'].nunique()} job(s) without all of their rows are left out"); table = table[whole].reset_index(drop=True)
+    return table
 
 def _write_table(table: pd.DataFrame, path: Path):
     "CSV and Parquet, each there completely or not at all."
@@ -55,13 +56,17 @@ def _write_table(table: pd.DataFrame, path: Path):
         try: write(part); os.replace(part, path.with_suffix(suffix))
         finally: part.unlink(missing_ok=True)
 
-# %% ../../nbs/lib/55a_study.store.ipynb #77fbd8b7
+# %% ../../nbs/lib/55a_study.store.ipynb #238b08cd
 class Store:
     "The results folder `path`; jobs: where jobs work, if not in it."
     def __init__(self, path, jobs=None):
         self.path = Path(path).expanduser().resolve()
         self.jobs = Path(jobs).expanduser().resolve() if jobs else self.path / "jobs"
-        self._tabled = None
+        self._tabled, self._said = None, set()
+
+    def _say(self, text: str):
+        "Once."
+        if text not in self._said: self._said.add(text); print(text, flush=True)
 
     def folder(self, job_id: str) -> Path: return self.jobs / job_id
 
@@ -71,10 +76,10 @@ class Store:
         file = self.folder(job_id) / "done.json"
         try: told = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError: return None
-        except (ValueError, OSError) as error: print(f"{file}: damaged ({str(error)[:60]}); the job is done again"); return None
+        except (ValueError, OSError) as error: self._say(f"{file}: damaged ({str(error)[:60]}); it counts as not there"); return None
         try: same = Job(told["kind"], told["config"], told["data"], told["needs"]).id == job_id and isinstance(told["rows"], list)
         except (KeyError, TypeError): same = False
-        if not same: print(f"{file}: is not the result of this job (settings or data were changed in it); the job is done again"); return None
+        if not same: self._say(f"{file}: is not the result of this job (settings or data were changed in it); it counts as not there"); return None
         return told
 
     def rows(self, job_id: str) -> list[dict] | None:
@@ -147,7 +152,8 @@ class Store:
         self.path.mkdir(parents=True, exist_ok=True)
         with alone(self.path / ".table.lock", self.path, wait=True):
             self._tabled, old, planned = None, read_table(self.path / "table.csv"), self._planned()
-            fresh = [dict(row, **{k: entry[k] for k in LABELS}, job=entry["job"], kind=entry["kind"], needs=entry["needs"]) for jobs in planned.values() for entry in jobs for row in self.rows(entry["job"]) or ()]
+            fresh = [dict(row, **{k: entry[k] for k in LABELS}, job=entry["job"], kind=entry["kind"], needs=entry["needs"], rows=len(rows))
+                     for jobs in planned.values() for entry in jobs if (rows := self.rows(entry["job"])) for row in rows]
             new = typed(fresh)
             known = {(*name, entry["job"]) for name, jobs in planned.items() for entry in jobs}
             where = list(zip(old["study"], old["scale"], old["job"]))
