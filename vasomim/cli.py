@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'ExtractOptions', 'extract', 'PhantomCommand', 'phantoms', 'pretrain_and_draw', 'finetune_and_draw',
-           'predict_folder', 'main']
+           'predict_folder', 'probe_encoder', 'main']
 
 # %% ../nbs/lib/70_cli.ipynb #3e20d91c
 import os
@@ -109,7 +109,7 @@ def predict_folder(arguments: list[str]):
     from vasomim.predict import PredictOptions, predict
     return predict(_flags(PredictOptions, "predict", arguments))
 
-# %% ../nbs/lib/70_cli.ipynb #82dedb55
+# %% ../nbs/lib/70_cli.ipynb #12d8a51b
 def _flags(options, name: str, arguments: list[str]):
     "The dataclass `options` from flags, by tyro; fields without a default are positional."
     import tyro
@@ -123,6 +123,11 @@ def _methods(arguments: list[str]):
     from vasomim.cli_methods import MethodsOptions, methods_command
     return methods_command(_flags(MethodsOptions, "methods", arguments))
 
+def probe_encoder(arguments: list[str]):
+    "`vasomim probe`: what the frozen patch tokens of an encoder know about vessels."
+    from vasomim.probe import parse, probe
+    return probe(parse(arguments, "vasomim probe"))
+
 def _study(arguments: list[str]):
     from vasomim.cli_study import StudyOptions, study_command
     return study_command(_flags(StudyOptions, "study", arguments))
@@ -133,6 +138,7 @@ COMMANDS = {
     "methods": ("everything that can pre-train, and what it asks for", _methods),
     "predict": ("masks or boxes of a folder of angiograms, by a fine-tuned network", predict_folder),
     "pretrain": ("pre-train an encoder on angiograms or phantoms", pretrain_and_draw),
+    "probe": ("a quick look at an encoder: what its frozen tokens know about vessels", probe_encoder),
     "study": ("the comparisons behind the figures: run, plan, status, collect", _study),
     "extract": ("vessel masks of a folder of angiograms", lambda arguments: extract(_flags(ExtractOptions, "extract", arguments))),
     "phantom": ("simulated angiograms with masks and segments", lambda arguments: phantoms(_flags(PhantomCommand, "phantom", arguments))),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'ELSEWHERE', 'Arm', 'Study', 'Scale', 'Job', 'Places', 'Planned', 'unfold', 'unfold_all']
 
-# %% ../../nbs/lib/55_study.jobs.ipynb #9fd9914b
+# %% ../../nbs/lib/55_study.jobs.ipynb #573de484
 import hashlib
 import json
 from collections.abc import Iterator
@@ -21,6 +21,7 @@ from ..downstream.config import FinetuneConfig
 from ..downstream.outcome import PLACES
 from ..pretrain import PretrainConfig
 from ..pretrain import extractor
+from ..probe import ProbeConfig
 from .frames import packed_part
 from ..training.config import FREE
 from ..training.config import as_declared
@@ -77,8 +78,8 @@ class Scale:
     probe: dict = field(default_factory=dict)         # ProbeConfig
     suffix: str = ""                                  # of the presets here: "_base" makes dino dino_base
 
-# %% ../../nbs/lib/55_study.jobs.ipynb #867e26ae
-KINDS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+# %% ../../nbs/lib/55_study.jobs.ipynb #b29b741e
+KINDS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "probe": ProbeConfig}
 ELSEWHERE = {"pretrain": FREE, "finetune": (PLACES | FREE) - {"seed", "precision"}, "probe": frozenset("run_dir data_dir cache_dir threads device checkpoint name overwrite".split())}      # where a job runs, not what comes out
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _fingerprint(folder: Path, reader: str) -> str:
     packed = open_if_packed(folder)
     return packed.info["fingerprint"] if packed is not None else open_source(folder, reader).fingerprint
 
-# %% ../../nbs/lib/55_study.jobs.ipynb #74d285dc
+# %% ../../nbs/lib/55_study.jobs.ipynb #4edf8942
 @dataclass(frozen=True)
 class Planned:
     "A job, and what it is in a study."
@@ -185,7 +186,7 @@ def _look(needs: str, seed: int, scale: Scale, places: Places) -> tuple[Job, dic
     "The quick look at an encoder."
     values, data = places.task("vessels")
     where = _here(values)
-    values = {k: v for k, v in values.items() if k in ("data", "data_dir", "dataset", "cache_dir", "phantoms", "phantom_size")}
+    values = {k: v for k, v in values.items() if k in ("data", "data_dir", "dataset", "resplit", "cache_dir")}
     return Job.of(ProbeConfig(**{**values, **scale.probe, "checkpoint": needs, "seed": seed}), data, needs), where
 
 def unfold(study: Study, places: Places) -> Iterator[Planned]:

@@ -10,7 +10,7 @@ from ..core import unknown_name
 from ..downstream.config import LIGHT
 from .jobs import Scale
 
-# %% ../../nbs/lib/55d_study.scales.ipynb #d9553933
+# %% ../../nbs/lib/55d_study.scales.ipynb #f7abf934
 FIVE = ((0, 0), (1, 1), (2, 2), (0, 3), (1, 4))      # five fine-tunings over three pre-trainings
 _BOXES = dict(width=64, convs=1, fc=128, samples=(64, 64), proposals=(200, 100), anchors=((8, 12, 16), (20, 24, 32), (40, 48, 64), (80, 100, 128), (160, 190, 256)))
 
@@ -22,18 +22,18 @@ SCALES = {s.name: s for s in (
                      boxes=dict(task="detection", model="vitdet", phantom_options=dict(stenoses=3))),
           networks=dict(unet_adapter=dict(base_channels=2), unet=dict(backbone="resnet18", base_channels=2), **{n: LIGHT[n] for n in ("transunet", "vmunet", "rwkvunet")},
                         vitdet=dict(width=16, convs=1, fc=16, samples=(16, 16), proposals=(20, 10)), fasterrcnn=dict(backbone="resnet18", width=16, fc=16, proposals=(20, 10), samples=(16, 16)), detr=dict(LIGHT["detr"], layers=1, width=32)),
-          runs=((0, 0), (1, 1)), images=24),
+          runs=((0, 0), (1, 1)), images=24, probe=dict(images=12, size=64, points=500, neighbours=5)),
     Scale("small", "real frames of the sample sets, two CPU cores, hours",
           pretrain=dict(model="vit_tiny_patch16_224", img_size=128, pack_size=256, epochs=12, warmup_epochs=1.0, batch_size=32, decoder_dim=192, decoder_depth=2, decoder_heads=6, precision="bf16"),
           finetune=dict(encoder="vit_tiny_patch16_224", size=128, batch_size=8, lr=1e-3, drop_path=0.0, precision="bf16"),
           tasks=dict(vessels=dict(data="arcade-v", folder="arcade", label_fraction=0.25, epochs={0.1: 27, 0.25: 10, 0.5: 5, 1.0: 3}), vessels2=dict(data="xcad", folder="xcad", resplit=0.5, epochs=75),
                      vessels3=dict(data="dca1", folder="dca1", epochs=60), segments=dict(data="arcade-vs", folder="arcade", label_fraction=0.4, epochs=12), stenoses=dict(data="arcade-s", folder="arcade", epochs=12),
                      boxes=dict(data="stenosis", folder="danilov", size=256, epochs=12, lr=2e-4, weight_decay=0.05, augment=dict(jitter=(0.8, 1.25)))),
-          networks={**LIGHT, "unet": dict(backbone="resnet18", base_channels=8), "vitdet": _BOXES}, runs=FIVE, data="frames"),
+          networks={**LIGHT, "unet": dict(backbone="resnet18", base_channels=8), "vitdet": _BOXES}, runs=FIVE, data="frames", probe=dict(images=160, size=128)),
     Scale("paper", "as the paper: XA-170K, ViT-B/16, 800 epochs", suffix="_base", pretrain=dict(), finetune=dict(encoder="vit_base_patch16_224", batch_size=16),
           tasks=dict(vessels=dict(data="arcade-v", folder="arcade"), vessels2=dict(data="xcav", folder="xcav"), vessels3=dict(data="caxf", folder="caxf"), segments=dict(data="arcade-vs", folder="arcade"),
                      stenoses=dict(data="arcade-s", folder="arcade"), boxes=dict(data="stenosis", folder="stenosis")),
-          runs=tuple((0, k) for k in range(5)), data="xa170k"),
+          runs=tuple((0, k) for k in range(5)), data="xa170k", probe=dict(images=175, size=224, points=34_300)),
 )}
 
 def find_scale(name: str) -> Scale:

@@ -56,7 +56,7 @@ def _write_table(table: pd.DataFrame, path: Path):
         try: write(part); os.replace(part, path.with_suffix(suffix))
         finally: part.unlink(missing_ok=True)
 
-# %% ../../nbs/lib/55a_study.store.ipynb #238b08cd
+# %% ../../nbs/lib/55a_study.store.ipynb #1c589db3
 class Store:
     "The results folder `path`; jobs: where jobs work, if not in it."
     def __init__(self, path, jobs=None):
@@ -175,6 +175,13 @@ class Store:
         for name, value in (("study", study), ("scale", scale)):
             if value is not None: table = table[table[name] == value]
         return table.reset_index(drop=True)
+
+    def keep(self, job_id: str, run: Path):
+        "Copies the small files that figures are drawn from (the map of a quick look, what it rests on) to maps/, where they outlive the job."
+        for name, end in (("map.npz", "npz"), ("data.json", "json")):
+            target = self.path / "maps" / f"{job_id}.{end}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if (run / name).is_file(): shutil.copyfile(run / name, part := target.with_suffix(f".{os.getpid()}")); os.replace(part, target)
 
     def tidy(self, job_id: str, keep_network: bool = False):
         "Frees the space of a finished job: checkpoints go, a fine-tuned network too."

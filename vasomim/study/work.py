@@ -31,11 +31,16 @@ def curves(metrics: pd.DataFrame) -> pd.DataFrame:
     last = by_epoch[by_epoch["step"] == by_epoch["step"].max()].assign(step=None)
     return pd.concat([by_epoch.astype({"step": object}), last.astype({"step": object})], ignore_index=True)[["metric", "step", "value"]]
 
-# %% ../../nbs/lib/55b_study.work.ipynb #d124ac2f
+# %% ../../nbs/lib/55b_study.work.ipynb #148a3dec
 def _facts(job: Job, run: Path) -> dict:
     told = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     hardware = ", ".join(told["gpus"]) or f"cpu, {told['cpus']} core(s)"
     return dict(kind=job.kind, job=job.id, needs=job.needs, data_fingerprint=job.data, commit=told["commit"], hardware=hardware)
+
+def _read(job: Job, run: Path) -> list[dict]:
+    "The rows of results.csv for the seed of the job."
+    kept = dict(part=str, metric=str, value=float, images=int, hardware=str, seconds=float, commit=str)
+    return [dict(_facts(job, run), step=None, **{k: read(row[k]) for k, read in kept.items()}) for row in read_results(run / "results.csv") if int(row["seed"]) == job.config["seed"]]
 
 def _pretrain(job: Job, run: Path, places: dict) -> list[dict]:
     from vasomim.pretrain import pretrain
@@ -54,12 +59,16 @@ def _finetune(job: Job, run: Path, places: dict) -> list[dict]:
     from vasomim.finetune import finetune
     if job.needs: _moved(run, places["checkpoint"])
     finetune(job.configured(run_dir=str(run), resume=(run / "config.json").is_file(), log_every=100, keep=1, **places))
-    kept = dict(part=str, metric=str, value=float, images=int, hardware=str, seconds=float, commit=str)
-    return [dict(_facts(job, run), step=None, **{k: read(row[k]) for k, read in kept.items()}) for row in read_results(run / "results.csv") if int(row["seed"]) == job.config["seed"]]
+    return _read(job, run)
 
-WORK: dict[str, Callable] = {"pretrain": _pretrain, "finetune": _finetune}
+def _probe(job: Job, run: Path, places: dict) -> list[dict]:
+    from vasomim.probe import probe
+    probe(job.configured(run_dir=str(run), overwrite=run.exists(), **places))
+    return _read(job, run)
 
-# %% ../../nbs/lib/55b_study.work.ipynb #3acf0029
+WORK: dict[str, Callable] = {"pretrain": _pretrain, "finetune": _finetune, "probe": _probe}
+
+# %% ../../nbs/lib/55b_study.work.ipynb #8462aa68
 FULL, BUSY = 75, 76      # exit codes: no room; another process has the job
 
 def no_room(error: BaseException | None) -> bool:
@@ -78,6 +87,7 @@ def execute(results, job_id: str, jobs=None, places: dict | None = None) -> int:
             if store.done(job_id) is not None: return 0
             places = dict(places or {}, **({"checkpoint": str(store.folder(job.needs) / "run")} if job.needs else {}))
             rows = WORK[job.kind](job, store.folder(job_id) / "run", places)
+            if job.kind == "probe": store.keep(job_id, store.folder(job_id) / "run")
             store.finish(job, rows)
             store.tidy(job_id)
         return 0
