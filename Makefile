@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: pretrain explore test readme clean-venv
+.PHONY: pretrain explore figures test readme clean-venv
 
 $(READY): setup.py settings.ini
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,11 @@ pretrain: $(READY)
 
 explore: $(READY)
 	$(BIN)/jupyter lab nbs/explore.ipynb
+
+# draws every figure that results exist for; SCALE=smoke|small|paper
+SCALE ?= small
+figures: $(READY)
+	$(BIN)/vasomim study draw nbs/figures/*.ipynb --scale $(SCALE)
 
 test: $(READY)
 	$(BIN)/python tests/run_all.py
