@@ -15,8 +15,9 @@ LIBRARY = sorted((ROOT / "nbs" / "lib").glob("*.ipynb"))
 JOBS = sorted(p for p in [*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "nbs" / "figures").glob("*.ipynb")] if p.stem not in ("index", "explore"))
 ALL = sorted({*LIBRARY, *JOBS, *(ROOT / "nbs").glob("*.ipynb")})
 MODULES = sorted(p for p in (ROOT / "vasomim").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
-FLOORS = {"core": 0, "proof": 5, "data": 0, "checkpoint": 0, "checkpoint_encoders": 0, "anatomy": 1, "mae": 2, "hog": 2, "frequency": 2, "unet": 2, "masking_driven": 2, "masking_multiblock": 2, "objectives": 3, "checkpoint_layouts": 0, "losses": 2, "masking": 2, "training": 3, "methods": 3, "downstream.networks": 3, "downstream.detection_parts": 3, "downstream.selective_scan": 3, "downstream.wkv": 3,
-          "pretrain": 4, "finetune": 4, "predict": 4, "downstream": 4, "study": 5, "stats": 5, "probe": 5, "probe_clusters": 5, "probe_tokens": 5, "cli": 6, "cli_data": 6, "cli_methods": 6, "cli_study": 6, "explorer": 6, "explorer_state": 6, "explorer_panels": 6, "figures": 6, "figures_finetune": 6}
+FLOORS = {"core": 0, "proof": 5, "data": 0, "checkpoint": 0, "checkpoint_encoders": 0, "anatomy": 1, "mae": 2, "hog": 2, "frequency": 2, "unet": 2, "masking_driven": 2, "masking_multiblock": 2, "objectives_cost": 5, "vessel_share": 2, "objectives": 3, "checkpoint_layouts": 0, "losses": 2, "masking": 2, "training": 3, "methods": 3, "downstream.networks": 3, "downstream.detection_parts": 3, "downstream.selective_scan": 3, "downstream.wkv": 3,
+          "pretrain": 4, "finetune": 4, "predict": 4, "downstream": 4, "study": 5, "stats": 5, "probe": 5, "probe_clusters": 5, "probe_tokens": 5, "cli": 6, "cli_data": 6, "cli_methods": 6, "cli_study": 6, "explorer": 6, "explorer_state": 6, "explorer_panels": 6, "figures": 6, "figures_finetune": 6, "figures_style": 6, "figures_paper": 6,
+          "figures_masking": 6, "figures_answers": 6, "figures_study": 6, "figures_methods": 6}
 NOTEBOOK_ONLY = {"fastcore", "nbdev", "papermill", "IPython", "ipywidgets", "jupyter", "jupyter_client", "jupyter_core", "nbformat", "nbconvert", "ipykernel", "seaborn", "sklearn"}
 relative = lambda paths: [p.relative_to(ROOT).as_posix() for p in paths]
 

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'GRAY', 'read_metrics', 'read_pictures', 'plot_losses', 'plot_vessel_share', 'plot_maps', 'plot_guidance',
-           'plot_reconstructions', 'save_figure', 'draw_run']
+           'plot_reconstructions', 'draw_run']
 
-# %% ../nbs/lib/60_figures.ipynb #a70a506a
-import json
+# %% ../nbs/lib/60_figures.ipynb #9a6c9d6d
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from .core import InputError
+from .figures_style import save_figure
 
 # %% ../nbs/lib/60_figures.ipynb #64f7d15b
 def read_metrics(run) -> pd.DataFrame:
@@ -85,16 +85,7 @@ def plot_reconstructions(run, rows: int = 4) -> Figure:
     "Input, masked input, prediction, prediction pasted into the visible patches, error, and what the segmentor sees in input and prediction."
     return plot_maps(read_pictures(run), ["image", "masked", "reconstruction", "pasted", "error", "seen_in_image", "seen_in_reconstruction"], rows)
 
-# %% ../nbs/lib/60_figures.ipynb #f32e2e82
-def save_figure(fig: Figure, path, table: pd.DataFrame | None = None, **provenance) -> Path:
-    "Writes `path` (.png, without a date), the table beside it as .csv and the provenance as .json."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, metadata={"Software": None})
-    if table is not None: table.to_csv(path.with_suffix(".csv"), index=False)
-    if provenance: path.with_suffix(".json").write_text(json.dumps(provenance, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
-
-# %% ../nbs/lib/60_figures.ipynb #4649e9be
+# %% ../nbs/lib/60_figures.ipynb #2890c7ed
 def draw_run(run) -> list[Path]:
     "All pictures that a run has the numbers for, into its folder `pictures/`: curves of any method, masks and reconstructions of those that keep them."
     run = Path(run)
@@ -103,4 +94,4 @@ def draw_run(run) -> list[Path]:
     maps = read_pictures(run) if (run / "pictures" / "pictures.npz").is_file() else {}
     if "masking_ratio" in maps: draw["guidance"] = plot_guidance
     if "reconstruction" in maps: draw["reconstructions"] = plot_reconstructions
-    return [save_figure(plot(run), run / "pictures" / f"{name}.png") for name, plot in draw.items()]
+    return [save_figure(plot(run), run / "pictures" / f"{name}.png", formats=("png",)) for name, plot in draw.items()]

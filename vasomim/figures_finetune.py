@@ -6,7 +6,7 @@
 __all__ = ['seed_folders', 'read_scores', 'image_interval', 'summarise', 'plot_training', 'plot_scores', 'plot_classes',
            'plot_examples', 'draw_finetuning']
 
-# %% ../nbs/lib/60c_figures_finetune.ipynb #442248c8
+# %% ../nbs/lib/60c_figures_finetune.ipynb #52755efb
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from .downstream import outcome
 from .downstream.config import FinetuneConfig
 from .downstream.labelled import find_task
 from .figures import read_metrics
-from .figures import save_figure
+from .figures_style import save_figure
 from .stats import bootstrap_interval
 from .stats import mean_sd
 
@@ -117,10 +117,10 @@ def plot_examples(run, seed: int | None = None) -> Figure:
     ax.set_ylabel("Dice, %" if "dice" in maps else "test image"); ax.tick_params(length=0)
     return fig
 
-# %% ../nbs/lib/60c_figures_finetune.ipynb #2027693a
+# %% ../nbs/lib/60c_figures_finetune.ipynb #802ab82b
 def draw_finetuning(run) -> list[Path]:
     "All pictures that a run has the numbers for, into its folder `pictures/`."
     run = Path(run)
     draw = dict(training=plot_training, scores=plot_scores, examples=plot_examples)
     if any(run.glob("seed-*/classes.csv")): draw["classes"] = plot_classes
-    return [save_figure(plot(run), run / "pictures" / f"{name}.png") for name, plot in draw.items()]
+    return [save_figure(plot(run), run / "pictures" / f"{name}.png", formats=("png",)) for name, plot in draw.items()]
