@@ -26,7 +26,7 @@ from .study.runner import status
 from .study.scales import find_scale
 from .study.store import Store
 
-# %% ../nbs/lib/69b_cli_study.ipynb #9bb4ae35
+# %% ../nbs/lib/69b_cli_study.ipynb #ee6948b5
 @dataclass(frozen=True)
 class StudyOptions:
     "The studies of figure notebooks. action: run (what is missing), plan (jobs and cost), status, collect (make the table anew)."
@@ -64,6 +64,16 @@ def draw_figures(options: StudyOptions, store: Store, show=print) -> list[str]:
         except papermill.PapermillExecutionError as error: failed.append(book.stem); show(f"{book.stem}: failed: {error.ename}: {error.evalue}")
     return failed
 
+def _studies(notebooks) -> list:
+    "The studies of the notebooks; of several, those without one are left out."
+    out = []
+    for book in notebooks:
+        try: bare = len(notebooks) > 1 and not _cells(book, "study")
+        except (OSError, ValueError, KeyError): bare = False      # reading the study says what is wrong
+        if bare: print(f"{Path(book).stem}: has no study; left out")
+        else: out.append(read_study(book))
+    return out
+
 def study_command(options: StudyOptions):
     "What `vasomim study ACTION` does; raises `InputError`, also when jobs have failed."
     if options.action not in (known := ("run", "plan", "status", "collect", "draw")): raise unknown_name("action", options.action, known)
@@ -73,7 +83,7 @@ def study_command(options: StudyOptions):
     if options.action == "draw":
         if failed := draw_figures(options, store): raise InputError(f"{len(failed)} notebook(s) failed: {', '.join(failed)}")
         return
-    plan = unfold_all([read_study(n) for n in options.notebooks], Places(find_scale(options.scale), options.data, options.cache))
+    plan = unfold_all(_studies(options.notebooks), Places(find_scale(options.scale), options.data, options.cache))
     if options.action == "plan": print(describe(plan, store, options.device)); return
     if options.action == "status": print(progress_table(status(plan, store), plan)); return
     done = Runner(plan, store, engine(options.engine, store, options.workers, options.device, **options.cluster), options.retry).run()
