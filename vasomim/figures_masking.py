@@ -139,7 +139,7 @@ def rank_auc(scores: torch.Tensor, truth: torch.Tensor) -> np.ndarray:  # (B, N)
     positive, negative = t.sum(1), (~t).sum(1)
     with np.errstate(invalid="ignore", divide="ignore"): return ((rankdata(s, axis=1) * t).sum(1) - positive * (positive + 1) / 2) / np.where(positive * negative, positive * negative, np.nan)
 
-# %% ../nbs/lib/59b_figures_masking.ipynb #d1323f1a
+# %% ../nbs/lib/59b_figures_masking.ipynb #2fb3f62c
 def draw_outline(ax, mask: torch.Tensor,  # (S, S) bool
                  color: str):
     "The outline of a mask as thin lines, with the vertices that can be seen (a contour's tens of thousands would be most of an SVG)."
@@ -154,7 +154,7 @@ def plot_rows(frames: Frames, rows: dict,     # title -> (B, N) heat map, (B, 1,
     n, size = len(frames), frames.images.shape[-1]
     names = list(frames.table["source"]) if names is None else names
     side = (180 - 19) / n if width == "page" else (88 - 12) / n
-    figure = new_figure(width, min(240, (side + 0.3) * len(rows) + 4 + 3.2 * (1 + max(str(x).count("\n") for x in names))), dpi=140)
+    figure = new_figure(width, min(240, (side + 0.3) * len(rows) + 4 + 3.2 * (1 + max(str(x).count("\n") for x in names))), dpi=130)
     grid = figure.subplots(len(rows), n, squeeze=False)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     heat = None

@@ -22,7 +22,7 @@ from ..data.safely import write_json
 from .jobs import Job
 from .jobs import Planned
 
-# %% ../../nbs/lib/55a_study.store.ipynb #70380fa5
+# %% ../../nbs/lib/55a_study.store.ipynb #ecfdc56e
 LABELS = ("study", "scale", "method", "pretrain_seed", "seed", "dataset", "task", "fraction")
 FACTS = ("kind", "job", "needs", "data_fingerprint", "part", "metric", "step", "value", "images", "commit", "hardware", "seconds", "rows")
 COLUMNS = (*LABELS, *FACTS)
@@ -43,9 +43,10 @@ def read_table(path) -> pd.DataFrame:
     if not path.is_file(): return typed([])
     try: table = pd.read_csv(path, dtype="string", keep_default_na=False, na_values=[""], engine="python", on_bad_lines="skip")
     except (ValueError, UnicodeDecodeError) as error: raise InputError(f"{path}: not a table of results ({error}); take it away, and it is made again from the finished jobs") from error
-    if {"value", "job", "rows"} <= set(table.columns): table = table.dropna(subset=["value", "job", "rows"])
+    if {"job", "rows"} <= set(table.columns): table = table.dropna(subset=["job", "rows"])      # a value may be empty: there is no mAP of large objects where there are none
     table = typed(table)
-    whole = table.groupby(["study", "scale", "method", "job"])["value"].transform("size") == table["rows"]
+    stated = table.groupby(["study", "scale", "method", "job"])["rows"]
+    whole = (stated.transform("min") == stated.transform("size")) & (stated.transform("max") == stated.transform("size"))
     if not whole.all(): print(f"{path}: was cut short: {table.loc[~whole, 'job'].nunique()} job(s) without all of their rows are left out"); table = table[whole].reset_index(drop=True)
     return table
 
