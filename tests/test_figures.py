@@ -9,20 +9,22 @@ import pytest
 
 from conftest import ROOT, environment
 
-def parameters(path):
-    "The source of the cell of parameters."
+
+def cell(path, tag):
+    "The source of the cell with a tag, or nothing."
     book = json.loads(path.read_text(encoding="utf-8"))
-    return next("".join(c["source"]) for c in book["cells"] if "parameters" in c["metadata"].get("tags", []))
+    return "".join(next(("".join(c["source"]) for c in book["cells"] if tag in c["metadata"].get("tags", [])), ""))
 
 
-BOOKS = sorted(p for p in (ROOT / "nbs" / "figures").glob("*.ipynb") if "scale =" in parameters(p))
+BOOKS = sorted(p for p in (ROOT / "nbs" / "figures").glob("*.ipynb") if "scale =" in cell(p, "parameters"))
+STUDIES = [p for p in BOOKS if cell(p, "study")]
 
 
 def draw(book, place, results, **more):
     "papermill, in a folder of its own; the time that the kernel took is in the notebook."
     (place / book.stem).mkdir(parents=True, exist_ok=True)
-    given = {**dict(scale="smoke", results=str(results), out_dir=str(place / book.stem), run=True, workers=0, cache=str(results.parent / "cache")), **more}
-    given = {k: v for k, v in given.items() if f"{k} =" in parameters(book)}
+    given = {**dict(scale="smoke", results=str(results), out_dir=str(place / book.stem), run=book in STUDIES, workers=0, cache=str(results.parent / "cache")), **more}
+    given = {k: v for k, v in given.items() if f"{k} =" in cell(book, "parameters")}
     words = [w for k, v in given.items() for w in ("-p", k, str(v))]
     return subprocess.run([os.path.join(os.path.dirname(sys.executable), "papermill"), str(book), str(place / f"{book.stem}.ipynb"), "-k", "python3", "--no-progress-bar", *words], cwd=place, env=environment(), text=True, capture_output=True, timeout=600)
 
@@ -34,10 +36,11 @@ def drawn(work):
     home.mkdir()
     files = lambda place: {f.name: f.read_bytes() for f in sorted(place.iterdir())}
     with ThreadPoolExecutor(2) as pool:
-        first = list(pool.map(lambda b: draw(b, home / "first", home / "results"), BOOKS))
-        once = {b.stem: files(home / "first" / b.stem) for b in BOOKS}
-        second = list(pool.map(lambda b: draw(b, home / "first", home / "results", run=False), BOOKS)) if all(d.returncode == 0 for d in first) else first
-    return {b.stem: (f, once[b.stem], s, files(home / "first" / b.stem)) for b, f, s in zip(BOOKS, first, second)}
+        both = lambda books, **more: dict(zip(books, pool.map(lambda b: draw(b, home / "drawn", home / "results", **more), books)))
+        first = {**both(STUDIES), **both([b for b in BOOKS if b not in STUDIES])}      # some of these draw what the studies measured
+        once = {b: files(home / "drawn" / b.stem) for b in BOOKS}
+        second = both(BOOKS, run=False)
+    return {b.stem: (first[b], once[b], second[b], files(home / "drawn" / b.stem)) for b in BOOKS}
 
 
 @pytest.mark.parametrize("name", [b.stem for b in BOOKS])
