@@ -147,7 +147,7 @@ def progress_table(progress: Progress, plan: list[Planned]) -> str:
         lines += [f"  {title:8} {i}  {names.get(i, '')}" + (f": {why}" if why else "") for i, why in items.items()]
     return "\n".join(lines)
 
-# %% ../../nbs/lib/55c_study.runner.ipynb #ef6ce359
+# %% ../../nbs/lib/55c_study.runner.ipynb #ef7e77c4
 def reason(store: Store, job_id: str, code: int) -> str:
     "Why a job ended with a code."
     if (told := store.failure(job_id)) is not None: return told
@@ -216,7 +216,10 @@ class Runner:
             _, began = self.handles.pop(i)
             self.progress.running.pop(i, None)
             kind = self.jobs[i].job.kind
-            if code == BUSY: self.waiting.insert(0, i); continue      # another runner was faster
+            if code == BUSY:      # another runner was faster
+                if (why := self.store.failure(i)) is not None: self.progress.failed[i] = why; self.show(f"failed  {i}  {what(self.jobs[i])}: {why}")
+                else: self.waiting.insert(0, i)
+                continue
             if code and self._full(code): raise InputError(f"{self.store.path}: the disk is full; finished jobs are kept: make room and run the study again")
             if self.store.done(i) is not None: self.progress.done.add(i); self.progress.seconds.setdefault(kind, []).append(time.perf_counter() - began); self.show(f"done    {i}  {what(self.jobs[i])}")
             else: self.progress.failed[i] = reason(self.store, i, code); self.show(f"failed  {i}  {what(self.jobs[i])}: {self.progress.failed[i]}")

@@ -68,8 +68,8 @@ def _probe(job: Job, run: Path, places: dict) -> list[dict]:
 
 WORK: dict[str, Callable] = {"pretrain": _pretrain, "finetune": _finetune, "probe": _probe}
 
-# %% ../../nbs/lib/55b_study.work.ipynb #8462aa68
-FULL, BUSY = 75, 76      # exit codes: no room; another process has the job
+# %% ../../nbs/lib/55b_study.work.ipynb #57064abc
+FULL, BUSY = 75, 76      # exit codes: no room; another process has the job, or has done it
 
 def no_room(error: BaseException | None) -> bool:
     "Whether an error, or what caused it, is a full disk; libraries that write in C say it in words."
@@ -84,7 +84,7 @@ def execute(results, job_id: str, jobs=None, places: dict | None = None) -> int:
         with ExitStack() as stack:
             try: stack.enter_context(store.claimed(job_id))
             except InputError as error: print(f"error: {error}", file=sys.stderr, flush=True); return BUSY
-            if store.done(job_id) is not None: return 0
+            if store.done(job_id) is not None: return BUSY      # done by another runner since this one looked
             places = dict(places or {}, **({"checkpoint": str(store.folder(job.needs) / "run")} if job.needs else {}))
             rows = WORK[job.kind](job, store.folder(job_id) / "run", places)
             if job.kind == "probe": store.keep(job_id, store.folder(job_id) / "run")
