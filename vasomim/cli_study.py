@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StudyOptions', 'draw_figures', 'study_command']
 
-# %% ../nbs/lib/69b_cli_study.ipynb #15183569
+# %% ../nbs/lib/69b_cli_study.ipynb #96489667
 import json
 import re
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from pathlib import Path
 from tyro.conf import Positional
 from .core import InputError
 from .core import unknown_name
+from .study.compare import default_results
 from .study.cost import describe
 from .study.jobs import Places
 from .study.jobs import unfold_all
@@ -26,19 +27,19 @@ from .study.runner import status
 from .study.scales import find_scale
 from .study.store import Store
 
-# %% ../nbs/lib/69b_cli_study.ipynb #ee6948b5
+# %% ../nbs/lib/69b_cli_study.ipynb #45d8785e
 @dataclass(frozen=True)
 class StudyOptions:
-    "The studies of figure notebooks. action: run (what is missing), plan (jobs and cost), status, collect (make the table anew)."
-    action: str                    # run, plan, status, collect, draw (every figure that results exist for)
+    "The studies of figure notebooks. action: run (what is missing), plan (jobs and cost), status, collect (make the table anew), draw (every figure that results exist for)."
+    action: str                    # run, plan, status, collect, draw
     notebooks: Positional[tuple[str, ...]] = () # with a cell tagged `study`; several share their encoders, and the first seeds of all come first
     scale: str = "smoke"           # smoke, small, paper
-    data: str | None = None        # folder that holds the data sets; smoke needs none
-    results: str | None = None     # results folder; not given: figures/results/SCALE
+    data: str | None = None        # folder that holds the data sets; smoke needs none, a plan of the paper's scale neither
+    results: str | None = None     # results folder; not given: figures/results/SCALE of the repository
     jobs: str | None = None        # where jobs work; not given: in the results folder
     cache: str = "data/packed"     # packed sets and labels
-    engine: str = "here"           # here, slurm, local
-    workers: int = 1               # jobs at the same time
+    engine: str = "here"           # here, inside (one process for all), slurm, local
+    workers: int | None = None     # jobs at the same time; not given: one here, a hundred on a cluster
     device: str = "auto"           # auto, cpu, cuda
     retry: bool = False            # failed jobs, too
     out: str = "figures"           # with draw: where pictures go
@@ -77,14 +78,15 @@ def _studies(notebooks) -> list:
 def study_command(options: StudyOptions):
     "What `vasomim study ACTION` does; raises `InputError`, also when jobs have failed."
     if options.action not in (known := ("run", "plan", "status", "collect", "draw")): raise unknown_name("action", options.action, known)
-    store = Store(options.results or f"figures/results/{options.scale}", options.jobs)
+    store = Store(options.results or default_results(find_scale(options.scale).name), options.jobs)
     if options.action == "collect": print(f"{len(store.collect())} rows in {store.path / 'table.csv'}"); return
     if not options.notebooks: raise InputError("notebooks: name the figure notebooks whose studies are meant, e.g. nbs/figures/tab04_components.ipynb")
     if options.action == "draw":
         if failed := draw_figures(options, store): raise InputError(f"{len(failed)} notebook(s) failed: {', '.join(failed)}")
         return
-    plan = unfold_all(_studies(options.notebooks), Places(find_scale(options.scale), options.data, options.cache))
-    if options.action == "plan": print(describe(plan, store, options.device)); return
+    places = Places(find_scale(options.scale), options.data, options.cache, dry=options.action == "plan")
+    plan = unfold_all(_studies(options.notebooks), places)
+    if options.action == "plan": print(describe(plan, store, options.device, places.absent)); return
     if options.action == "status": print(progress_table(status(plan, store), plan)); return
     done = Runner(plan, store, engine(options.engine, store, options.workers, options.device, **options.cluster), options.retry).run()
     print(f"{progress_table(done, plan)}\n{store.path / 'table.csv'}")

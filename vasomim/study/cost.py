@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['SAME', 'YARDSTICK', 'pretraining_step', 'finetuning_step', 'images_of', 'estimate', 'describe']
 
-# %% ../../nbs/lib/55f_study.cost.ipynb #c68016f4
+# %% ../../nbs/lib/55f_study.cost.ipynb #2b5378a6
 import json
 import sys
 import time
-from dataclasses import dataclass
 from dataclasses import replace
 from pathlib import Path
 import pandas as pd
@@ -67,10 +66,11 @@ def finetuning_step(config: FinetuneConfig, device) -> tuple[float, float]:
     else: labels = torch.zeros(2, 1, config.size, config.size, dtype=torch.uint8, device=device); labels[:, :, half - 4:half + 4] = 1
     return _step(Finetuning(network, config.recipe).train(), LabelledBatch(dict(image=images), labels, torch.arange(2), RowRandom(0, 2, device=device)), 2, config.precision, device)
 
-# %% ../../nbs/lib/55f_study.cost.ipynb #e2850842
-def images_of(p: Planned, cache: dict) -> int:
-    "Images that a job trains on, all epochs together."
+# %% ../../nbs/lib/55f_study.cost.ipynb #cc18d23b
+def images_of(p: Planned, cache: dict, absent: dict) -> int:
+    "Images that a job trains on, all epochs together. absent: data_dir -> training images, of data that are not here."
     config, data_dir = p.job.config, p.where.get("data_dir")
+    if data_dir in absent: return round(absent[data_dir] * p.labels["fraction"]) * config["epochs"] if p.job.kind != "probe" else 0
     if p.job.kind == "pretrain":
         if data_dir is None: return config["phantoms"] * config["epochs"]
         packed = Path(data_dir) / "packed.json"
@@ -82,12 +82,12 @@ def images_of(p: Planned, cache: dict) -> int:
     if key not in cache: cache[key] = len(choose_parts(open_source(data_dir, config["dataset"], **config["reader"]), config["resplit"], config["split_seed"])["train"])
     return round(cache[key] * config["label_fraction"]) * config["epochs"]
 
-# %% ../../nbs/lib/55f_study.cost.ipynb #07991dbc
+# %% ../../nbs/lib/55f_study.cost.ipynb #4bc6a9bd
 SAME = ("seed", "label_fraction", "epochs", "phantoms", "split_seed", "resplit", "augment", "data", "dataset", "lr", "base_lr", "weight_decay", "batch_size", "warmup_epochs", "beta_start", "beta_end", "eta", "percentile", "select")
 
 def _key(job: Job) -> str: return json.dumps([job.kind, {k: v for k, v in job.config.items() if k not in SAME}], sort_keys=True)
 
-def estimate(plan: list[Planned], store: Store, device: str = "auto") -> pd.DataFrame:
+def estimate(plan: list[Planned], store: Store, device: str = "auto", absent: dict | None = None) -> pd.DataFrame:
     "One row per job that is not done: study, method, kind, images, gflops (of all images), seconds (on this device)."
     at, steps, counts, rows = resolve_device(device), {}, {}, []
     jobs = {p.job.id: p for p in plan}
@@ -96,20 +96,21 @@ def estimate(plan: list[Planned], store: Store, device: str = "auto") -> pd.Data
         if (key := _key(p.job)) not in steps:
             config = p.job.configured(**p.where, **({"checkpoint": "-"} if p.job.needs else {}))
             steps[key] = (pretraining_step if p.job.kind == "pretrain" else finetuning_step)(config, at)
-        images = images_of(p, counts)
+        images = images_of(p, counts, absent or {})
         rows.append(dict(study=p.labels["study"], method=p.labels["method"], kind=p.job.kind, images=images, gflops=images * steps[key][0], seconds=images * steps[key][1]))
     return pd.DataFrame(rows, columns=["study", "method", "kind", "images", "gflops", "seconds"])
 
 YARDSTICK = 800 * 171_478 / (10 * 8)      # images an hour on one H20, from the paper's ten hours on eight of them
 
-def describe(plan: list[Planned], store: Store, device: str = "auto") -> str:
+def describe(plan: list[Planned], store: Store, device: str = "auto", absent: dict | None = None) -> str:
     "The plan and its cost, for people."
-    table, at = estimate(plan, store, device), resolve_device(device)
+    table, at = estimate(plan, store, device, absent), resolve_device(device)
     total = len({p.job.id for p in plan})
     name = torch.cuda.get_device_name(at) if at.type == "cuda" else f"{at.type}, {torch.get_num_threads()} thread(s)"
     if table.empty: return f"{total} jobs, all done"
     grouped = table.groupby(["kind", "method"], sort=False).agg(jobs=("images", "size"), images=("images", "sum"), PFLOPs=("gflops", lambda x: x.sum() / 1e6), hours=("seconds", lambda x: x.sum() / 3600)).round(2)
     lines = [f"{total} jobs, {total - len(table)} of them done", grouped.to_string(), f"to do: {len(table)} jobs, {table['images'].sum():,} images, {table['gflops'].sum() / 1e6:,.1f} PFLOPs; {table['seconds'].sum() / 3600:,.1f} hours of training steps on {name}, as measured now with two images at a time"]
+    if absent: lines.append(f"not here, and counted as the paper says: {', '.join(f'{Path(k).name} ({n:,} training images)' for k, n in absent.items())}; what is done cannot be told for them")
     trained = table[table["kind"] == "pretrain"]
     if len(trained): lines.append(f"pre-training at the pace of the paper's ViT-B (ten hours on eight H20, {YARDSTICK:,.0f} images an hour on each): {trained['images'].sum() / YARDSTICK:,.1f} GPU-hours for as many images; methods that compute more than VasoMIM take longer")
     return "\n".join(lines)

@@ -63,7 +63,7 @@ class Study:
             if name not in (known := [f.name for f in fields(Study)]): raise unknown_name(f"field of study {self.name} at {scale}", name, known)
         return replace(self, **changes, at={})
 
-# %% ../../nbs/lib/55_study.jobs.ipynb #c690ff06
+# %% ../../nbs/lib/55_study.jobs.ipynb #a85e882a
 @dataclass(frozen=True)
 class Scale:
     "Data, network and length of all studies at one scale."
@@ -71,11 +71,11 @@ class Scale:
     what: str                                         # for people
     pretrain: dict                                    # PretrainConfig of all arms
     finetune: dict                                    # FinetuneConfig of all tasks
-    tasks: dict[str, dict]                            # role -> FinetuneConfig of the task, and `folder`, its place in the data root; epochs may be a dict by label fraction
+    tasks: dict[str, dict]                            # role -> FinetuneConfig of the task, `folder`, its place in the data root, and `images`, its training images, for plans made without it; epochs may be a dict by label fraction
     networks: dict[str, dict] = field(default_factory=dict)  # network -> its options
     runs: tuple[tuple[int, int], ...] = ((0, 0),)     # (seed of pre-training, seed of fine-tuning)
     data: str = "phantoms"                            # pre-training images: phantoms, frames (what the shared sample sets hold), or a folder in the data root
-    images: int | None = None                         # how many of them; None: all
+    images: int | None = None                         # how many phantoms; of a data set, how many it has, for plans made without it
     probe: dict = field(default_factory=dict)         # ProbeConfig
     suffix: str = ""                                  # of the presets here: "_base" makes dino dino_base
 
@@ -108,13 +108,15 @@ class Job:
         kind = KINDS[self.kind]
         return kind(**checked_names(kind, as_declared({**self.config, **places})))
 
-# %% ../../nbs/lib/55_study.jobs.ipynb #436a2897
+# %% ../../nbs/lib/55_study.jobs.ipynb #4d5e21da
 class Places:
-    "The data of a scale. root: folder that holds the data sets; cache: where packed sets and labels are kept."
-    def __init__(self, scale: Scale, root=None, cache="data/packed"):
-        self.scale, self.root, self.cache, self._known = scale, root and Path(root).expanduser().resolve(), Path(cache).expanduser().resolve(), {}
+    """The data of a scale. root: folder that holds the data sets; cache: where packed sets and labels are kept; dry: data that are not there are no error, and `absent` holds how many
+    training images they would have: for a plan, not for a run."""
+    def __init__(self, scale: Scale, root=None, cache="data/packed", dry: bool = False):
+        self.scale, self.root, self.cache, self.dry, self.absent, self._known = scale, root and Path(root).expanduser().resolve(), Path(cache).expanduser().resolve(), dry, {}, {}
 
-    def _folder(self, name: str, what: str) -> Path:
+    def _folder(self, name: str, what: str, images: int | None) -> Path:
+        if self.dry and images and (self.root is None or not (self.root / name).is_dir()): self.absent[name] = images; return Path(name)
         if self.root is None: raise InputError(f"scale {self.scale.name!r} needs the folder of the data sets (data=...): {what} is in {name}")
         if not (self.root / name).is_dir(): raise InputError(f"{self.root / name}: no such folder; {what} of scale {self.scale.name!r} is expected there")
         return self.root / name
@@ -131,7 +133,8 @@ class Places:
             made = self._once(("phantoms", count, config.pack_size, config.seed), lambda: phantom_source(count, size=config.pack_size, seed=config.seed).fingerprint)
             return dict(phantoms=count, cache_dir=str(self.cache)), made
         if s.data == "frames" and self.root is None: raise InputError(f"scale {s.name!r} needs the folder of the sample data sets (data=...)")
-        folder = self.root if s.data == "frames" else self._folder(s.data, "the pre-training set")
+        folder = self.root if s.data == "frames" else self._folder(s.data, "the pre-training set", s.images)
+        if str(folder) in self.absent: return dict(data_dir=str(folder)), f"absent {share:g}"
         if s.data == "frames" or share != 1:
             cut = extractor(config)
             folder = self._once(("part", share, config.pack_size, cut.fingerprint), lambda: packed_part(folder, s.data, share, config.pack_size, self.cache, cut))
@@ -141,9 +144,10 @@ class Places:
         "Values of FinetuneConfig, and the fingerprint of the labelled images."
         if role not in self.scale.tasks: raise unknown_name(f"task at scale {self.scale.name}", role, self.scale.tasks)
         values = dict(self.scale.tasks[role])
-        name = values.pop("folder", None)
+        name, images = values.pop("folder", None), values.pop("images", None)
         if name is None: return dict(values, cache_dir=str(self.cache)), json.dumps(["phantoms", values.get("phantom_options", {})])
-        folder = self._folder(name, f"the data of task {role!r}")
+        folder = self._folder(name, f"the data of task {role!r}", images)
+        if str(folder) in self.absent: return dict(values, data_dir=str(folder)), "absent"
         reader = FinetuneConfig(data=values["data"], data_dir=str(folder)).dataset
         return dict(values, data_dir=str(folder), cache_dir=str(self.cache)), self._once(("task", name, reader), lambda: _fingerprint(folder, reader))
 
@@ -153,7 +157,7 @@ def _fingerprint(folder: Path, reader: str) -> str:
     packed = open_if_packed(folder)
     return packed.info["fingerprint"] if packed is not None else open_source(folder, reader).fingerprint
 
-# %% ../../nbs/lib/55_study.jobs.ipynb #1ef671d3
+# %% ../../nbs/lib/55_study.jobs.ipynb #206e5f10
 @dataclass(frozen=True)
 class Planned:
     "A job, and what it is in a study."
@@ -214,7 +218,7 @@ def unfold(study: Study, places: Places) -> Iterator[Planned]:
                 if needs not in looked: yield Planned(made, labels, where, turn)
                 if study.probe and needs not in looked:
                     look, where = _look(needs, before, scale, places)
-                    yield Planned(look, {**labels, "task": "probe", "dataset": look.config["data"]}, where, turn)
+                    yield Planned(look, {**labels, "task": "probe", "dataset": look.config["data"].replace("auto", "phantoms")}, where, turn)
                 looked.add(needs)
             for role in study.tasks:
                 for fraction in study.fractions or (None,):

@@ -10,7 +10,7 @@ from ..core import unknown_name
 from ..downstream.config import LIGHT
 from .jobs import Scale
 
-# %% ../../nbs/lib/55d_study.scales.ipynb #f7abf934
+# %% ../../nbs/lib/55d_study.scales.ipynb #677fc9c9
 FIVE = ((0, 0), (1, 1), (2, 2), (0, 3), (1, 4))      # five fine-tunings over three pre-trainings
 _BOXES = dict(width=64, convs=1, fc=128, samples=(64, 64), proposals=(200, 100), anchors=((8, 12, 16), (20, 24, 32), (40, 48, 64), (80, 100, 128), (160, 190, 256)))
 
@@ -31,9 +31,9 @@ SCALES = {s.name: s for s in (
                      boxes=dict(data="stenosis", folder="danilov", size=256, epochs=12, lr=2e-4, weight_decay=0.05, augment=dict(jitter=(0.8, 1.25)))),
           networks={**LIGHT, "unet": dict(backbone="resnet18", base_channels=8), "vitdet": _BOXES}, runs=FIVE, data="frames", probe=dict(images=160, size=128)),
     Scale("paper", "as the paper: XA-170K, ViT-B/16, 800 epochs", suffix="_base", pretrain=dict(), finetune=dict(encoder="vit_base_patch16_224", batch_size=16),
-          tasks=dict(vessels=dict(data="arcade-v", folder="arcade"), vessels2=dict(data="xcav", folder="xcav"), vessels3=dict(data="caxf", folder="caxf"), segments=dict(data="arcade-vs", folder="arcade"),
-                     stenoses=dict(data="arcade-s", folder="arcade"), boxes=dict(data="stenosis", folder="stenosis")),
-          runs=tuple((0, k) for k in range(5)), data="xa170k", probe=dict(images=175, size=224, points=34_300)),
+          tasks=dict(vessels=dict(data="arcade-v", folder="arcade", images=1000), vessels2=dict(data="xcav", folder="xcav", images=175), vessels3=dict(data="caxf", folder="caxf", images=337), segments=dict(data="arcade-vs", folder="arcade", images=1000),
+                     stenoses=dict(data="arcade-s", folder="arcade", images=1000), boxes=dict(data="stenosis", folder="stenosis", images=7492)),
+          runs=tuple((0, k) for k in range(5)), data="xa170k", images=171_478, probe=dict(images=175, size=224, points=34_300)),
 )}
 
 def find_scale(name: str) -> Scale:
