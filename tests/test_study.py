@@ -18,9 +18,9 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 ARMS = "Arm('scratch'), Arm('mae', dict(preset='mae'))"
 
 
-def notebook(path, arms=ARMS):
+def notebook(path, arms=ARMS, runs="(0, 0),"):
     "A figure notebook that only has its study."
-    cell = f"from vasomim.study.jobs import Arm, Study\nstudy = Study('s', ({arms},), runs=((0, 0),))"
+    cell = f"from vasomim.study.jobs import Arm, Study\nstudy = Study('s', ({arms},), runs=({runs}))"
     path.write_text(json.dumps(dict(cells=[dict(cell_type="code", id="a", metadata=dict(tags=["study"]), source=cell.splitlines(True), outputs=[], execution_count=None)], metadata={}, nbformat=4, nbformat_minor=5)))
     return path
 
@@ -41,7 +41,7 @@ def study(book, place, cache, *more, action="run", env=None):
 
 def numbers(place):
     "The table without what may differ from run to run."
-    return read_table(place / "table.csv").drop(columns=["seconds", "hardware"])
+    return read_table(place / "table.csv").drop(columns=["seconds", "hardware", "date"])
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +81,17 @@ def test_killed_in_the_middle_and_run_again_is_as_if_nothing_had_happened(plain,
     pd.testing.assert_frame_equal(numbers(place), numbers(plain))
 
 
-def test_ctrl_c_stops_the_jobs_and_says_how_to_go_on(plain, work, cache):
-    place = work / "study" / "stopped"
-    runner = subprocess.Popen(words(plain.with_suffix(".ipynb"), place, cache), env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.mark.parametrize("engine", ["here", "inside"])
+def test_ctrl_c_stops_the_jobs_and_says_how_to_go_on(plain, work, cache, engine):
+    place = work / "study" / f"stopped-{engine}"
+    runner = subprocess.Popen(words(plain.with_suffix(".ipynb"), place, cache, "--engine", engine), env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     end = time.time() + 120
     while not list(place.glob("jobs/*/log.txt")) and time.time() < end: time.sleep(0.02)
     runner.send_signal(signal.SIGINT)
     out, err = runner.communicate(timeout=60)
     assert runner.returncode == 130 and len(err.strip().splitlines()) == 1 and "run the study again to go on" in err and "Traceback" not in err, err
-    assert not [f for f in place.glob("jobs/*.lock") if Store(place).state(f.stem) == "running"]
+    assert not [f for f in place.glob("jobs/*.lock") if Store(place).state(f.stem) == "running"] and not list(place.glob("jobs/*/failed.json"))
+    assert len(list(place.glob("jobs/*/log.txt"))) == 1      # nothing was begun after it
 
 
 def test_two_runners_on_one_folder(plain, work, cache):
@@ -115,6 +117,18 @@ def test_a_result_that_was_cut_short_is_named_and_made_again(plain, work, cache)
     done = study(plain.with_suffix(".ipynb"), place, cache, "--engine", "inside")
     assert done.returncode == 0 and "cut short" in done.stdout and f"done    {victim.parent.name}" in done.stdout and done.stdout.count("done    ") == 1, done.stdout
     pd.testing.assert_frame_equal(numbers(place), numbers(plain))
+
+
+def test_a_study_that_grew_makes_the_encoder_again_where_only_the_table_was_kept(plain, work, cache):
+    place = work / "study" / "grown"
+    shutil.copytree(plain, place)
+    shutil.rmtree(place / "jobs")
+    book = notebook(work / "study" / "grown.ipynb", runs="(0, 0), (0, 1)")
+    done = study(book, place, cache, "--engine", "inside")
+    assert done.returncode == 0 and "it is made again" in done.stdout and "5 of 5 jobs done" in done.stdout, done.stdout
+    table = numbers(place)
+    pd.testing.assert_frame_equal(table[table["seed"].isna() | (table["seed"] == 0)].drop(columns="commit").reset_index(drop=True), numbers(plain).drop(columns="commit"))      # the encoder is the same to the bit
+    assert set(table.loc[table["seed"] == 1, "method"]) == {"scratch", "mae"}
 
 
 def test_settings_that_changed_never_meet_old_results(plain, work, cache):
@@ -161,17 +175,25 @@ cp {place}/table.csv {work}/study/room.csv
     full, room = ((work / "study" / f"{n}.txt").read_text() for n in ("full", "room"))
     assert "code 2" in full and "Traceback" not in full and "full" in full.splitlines()[-2], full
     assert "code 0" in room and "3 of 3 jobs done" in room, room
-    pd.testing.assert_frame_equal(read_table(work / "study" / "room.csv").drop(columns=["seconds", "hardware"]), numbers(plain))
+    pd.testing.assert_frame_equal(read_table(work / "study" / "room.csv").drop(columns=["seconds", "hardware", "date"]), numbers(plain))
 
 
 def test_on_a_local_cluster(plain, work, cache):
     pytest.importorskip("submitit")
     place = work / "study" / "cluster"
-    done = study(plain.with_suffix(".ipynb"), place, cache, "--engine", "local", "--workers", 2)
+    done = study(plain.with_suffix(".ipynb"), place, cache, "--engine", "local", "--workers", 2, "--cluster", "timeout_min", 30, "cpus_per_task", 1)
     assert done.returncode == 0 and "3 of 3 jobs done" in done.stdout, done.stdout + done.stderr
     pd.testing.assert_frame_equal(numbers(place), numbers(plain))
 
 
+def test_an_option_that_the_cluster_does_not_know_is_one_line(plain, work, cache):
+    pytest.importorskip("submitit")
+    done = study(plain.with_suffix(".ipynb"), work / "study" / "unknown", cache, "--engine", "local", "--cluster", "minutes", 3)
+    assert done.returncode == 2 and "minutes" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@LINUX
+@pytest.mark.skipif(not shutil.which("taskset"), reason="needs taskset")
 def test_one_core_means_one_thread(plain, work, cache):
     "Threads are the cores that the job may use, divided by the jobs at a time."
     place = work / "study" / "core"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Here', 'Inside', 'Attempt', 'Cluster', 'engine', 'Progress', 'status', 'what', 'progress_table', 'reason', 'Runner']
 
-# %% ../../nbs/lib/55c_study.runner.ipynb #9b89a05a
+# %% ../../nbs/lib/55c_study.runner.ipynb #553570a1
 import json
 import shutil
 import signal
@@ -20,7 +20,6 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from dataclasses import field
 from functools import partial
-from pathlib import Path
 from tqdm.auto import tqdm
 from ..core import InputError
 from ..core import usable_cpus
@@ -35,7 +34,7 @@ from ..training.launch import Interrupted
 from ..training.launch import child_environment
 from ..training.launch import command
 
-# %% ../../nbs/lib/55c_study.runner.ipynb #04ddbe4f
+# %% ../../nbs/lib/55c_study.runner.ipynb #2f73be4d
 class Here:
     "Processes of this machine, `workers` at a time."
     def __init__(self, store: Store, workers: int = 1, device: str = "auto"):
@@ -58,7 +57,9 @@ class Inside(Here):
 
     def start(self, job: Job, places: dict):
         with open(self.store.folder(job.id) / "log.txt", "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-            return execute(self.store.path, job.id, self.store.jobs, dict(places, threads=self.threads, device=self.device))
+            code = execute(self.store.path, job.id, self.store.jobs, dict(places, threads=self.threads, device=self.device))
+        if code > 128: raise Interrupted(code - 128)      # the signal was meant for this process: the job has saved, the study stops
+        return code
 
     def code(self, handle): return handle
     def stop(self, handle): pass
@@ -72,16 +73,17 @@ class Attempt:
         return DelayedSubmission(self)
 
 class Cluster:
-    "Jobs of submitit. cluster: slurm, local (processes, as SLURM would), debug (this process); options: of its executor, e.g. slurm_partition, gpus_per_node, timeout_min."
+    "Jobs of submitit. cluster: slurm, local (processes, as SLURM would), debug (this process); options: of its executor, e.g. slurm_partition, gpus_per_node, timeout_min (text that is a whole number is one)."
     def __init__(self, store: Store, cluster: str = "slurm", workers: int = 100, device: str = "auto", **options):
         try: import submitit
         except ImportError: raise InputError("a cluster needs submitit: pip install 'vasomim[cluster]'") from None
         self.store, self.slots, self.device = store, workers, device
+        options = {"timeout_min": 60 * 24, "cpus_per_task": 1, **{k: int(v) if str(v).isdecimal() else v for k, v in options.items()}}
         try:
             self.executor = submitit.AutoExecutor(folder=store.path / "submitit", cluster=cluster)
-            self.executor.update_parameters(**{"timeout_min": 60 * 24, "cpus_per_task": 1, **options})
-        except (RuntimeError, ValueError, NotImplementedError, KeyError) as error: raise InputError(f"engine={cluster!r}: {error}") from error
-        self.threads = int(options.get("cpus_per_task", 1))
+            self.executor.update_parameters(**options)
+        except (RuntimeError, ValueError, TypeError, NameError, AssertionError, NotImplementedError, KeyError) as error: raise InputError(f"engine={cluster!r}: {' '.join(str(error).split())}") from error
+        self.threads = options["cpus_per_task"]
 
     def start(self, job: Job, places: dict): return self.executor.submit(Attempt(str(self.store.path), job.id, str(self.store.jobs), dict(places, threads=self.threads, device=self.device)))
 
@@ -91,11 +93,11 @@ class Cluster:
 
     def stop(self, handle): handle.cancel(check=False)
 
-def engine(name: str, store: Store, workers: int = 1, device: str = "auto", **options):
-    "here (processes of this machine), inside (this process), slurm, or local (as slurm, on this machine)."
+def engine(name: str, store: Store, workers: int | None = None, device: str = "auto", **options):
+    "here (processes of this machine), inside (this process), slurm, or local (as slurm, on this machine). workers: jobs at a time; None: one here, a hundred on a cluster."
     if name == "inside": return Inside(store, device)
-    if name == "here": return Here(store, workers, device)
-    return Cluster(store, name, workers, device, **options)
+    if name == "here": return Here(store, 1 if workers is None else workers, device)
+    return Cluster(store, name, 100 if workers is None else workers, device, **options)
 
 # %% ../../nbs/lib/55c_study.runner.ipynb #c668919c
 @dataclass
@@ -147,7 +149,7 @@ def progress_table(progress: Progress, plan: list[Planned]) -> str:
         lines += [f"  {title:8} {i}  {names.get(i, '')}" + (f": {why}" if why else "") for i, why in items.items()]
     return "\n".join(lines)
 
-# %% ../../nbs/lib/55c_study.runner.ipynb #ef7e77c4
+# %% ../../nbs/lib/55c_study.runner.ipynb #2765c77b
 def reason(store: Store, job_id: str, code: int) -> str:
     "Why a job ended with a code."
     if (told := store.failure(job_id)) is not None: return told
@@ -172,7 +174,7 @@ class Runner:
         self.store, self.engine, self.show = store, engine, show
         self.jobs = {}
         for p in plan: self.jobs.setdefault(p.job.id, p)
-        self.plan, self.handles, self.progress = plan, {}, status(plan, store)
+        self.plan, self.handles, self.progress, self.again = plan, {}, status(plan, store), set()
         if retry: self.progress.failed.clear(); self.progress.held_up.clear()
         self._encoders_again()
         self.progress.running.clear()
@@ -182,7 +184,9 @@ class Runner:
         "A pre-training whose numbers are there but whose encoder is gone is done again where a job that is missing needs it."
         for i, p in self.jobs.items():
             if i in self.progress.done or not p.job.needs or self.store.has_encoder(p.job.needs): continue
-            if p.job.needs in self.progress.done: self.progress.done.discard(p.job.needs); self.show(f"{p.job.needs}: its numbers are there, its encoder is not; it is made again for {what(p)}"); (self.store.folder(p.job.needs) / "done.json").unlink(missing_ok=True)
+            if p.job.needs not in self.progress.done: continue
+            self.progress.done.discard(p.job.needs); self.again.add(p.job.needs); (self.store.folder(p.job.needs) / "done.json").unlink(missing_ok=True)
+            self.show(f"{p.job.needs}: its numbers are there, its encoder is not; it is made again for {what(p)}")
 
     def _start(self):
         "Starts what is ready, as far as there is room."
@@ -203,6 +207,7 @@ class Runner:
     def _elsewhere(self, i: str) -> bool:
         "Whether another runner has the job, or has finished it by now."
         state = self.store.state(i)
+        if state == "done" and i in self.again and self.store.done(i) is None: return False      # the table has its numbers, nobody its encoder
         if state == "done": self.waiting.remove(i); self.progress.running.pop(i, None); self.progress.done.add(i); self.store.collect()
         if state == "running" and i not in self.progress.running: self.progress.running[i] = what(self.jobs[i])
         return state in ("done", "running")

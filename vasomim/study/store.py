@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['LABELS', 'FACTS', 'COLUMNS', 'WHOLE', 'TEXT', 'typed', 'read_table', 'Store', 'held']
 
-# %% ../../nbs/lib/55a_study.store.ipynb #fffc549b
+# %% ../../nbs/lib/55a_study.store.ipynb #243eb4b6
 import json
 import os
 import shutil
 from collections.abc import Iterable
-from contextlib import contextmanager
 from pathlib import Path
 import pandas as pd
 from ..core import InputError
@@ -22,12 +21,12 @@ from ..data.safely import write_json
 from .jobs import Job
 from .jobs import Planned
 
-# %% ../../nbs/lib/55a_study.store.ipynb #ecfdc56e
+# %% ../../nbs/lib/55a_study.store.ipynb #892508c9
 LABELS = ("study", "scale", "method", "pretrain_seed", "seed", "dataset", "task", "fraction")
-FACTS = ("kind", "job", "needs", "data_fingerprint", "part", "metric", "step", "value", "images", "commit", "hardware", "seconds", "rows")
+FACTS = ("kind", "job", "needs", "data_fingerprint", "part", "metric", "step", "value", "images", "commit", "hardware", "date", "seconds", "rows")
 COLUMNS = (*LABELS, *FACTS)
 WHOLE = ("pretrain_seed", "seed", "step", "images", "rows")
-TEXT = ("study", "scale", "method", "dataset", "task", "kind", "job", "needs", "data_fingerprint", "part", "metric", "commit", "hardware")
+TEXT = ("study", "scale", "method", "dataset", "task", "kind", "job", "needs", "data_fingerprint", "part", "metric", "commit", "hardware", "date")
 
 def typed(rows: Iterable[dict] | pd.DataFrame) -> pd.DataFrame:
     "A table with `COLUMNS`, whole numbers that may be empty, and text; raises `InputError` for a column that is missing."
@@ -57,7 +56,7 @@ def _write_table(table: pd.DataFrame, path: Path):
         try: write(part); os.replace(part, path.with_suffix(suffix))
         finally: part.unlink(missing_ok=True)
 
-# %% ../../nbs/lib/55a_study.store.ipynb #1c589db3
+# %% ../../nbs/lib/55a_study.store.ipynb #851637e0
 class Store:
     "The results folder `path`; jobs: where jobs work, if not in it."
     def __init__(self, path, jobs=None):
@@ -190,5 +189,5 @@ class Store:
         for folder in (run / "checkpoints", *run.glob("seed-*/checkpoints"), *(() if keep_network else run.glob("seed-*/network"))): shutil.rmtree(folder, ignore_errors=True)
 
 def held(lock: Path) -> bool:
-    "Whether a running process holds the lock; a lock file that a killed process left is taken away."
+    "Whether a running process holds the lock; a killed process leaves the file, and nobody holds it."
     return lock.exists() and is_held(lock)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORK', 'FULL', 'BUSY', 'curves', 'no_room', 'execute', 'main']
 
-# %% ../../nbs/lib/55b_study.work.ipynb #34580258
+# %% ../../nbs/lib/55b_study.work.ipynb #d326e8c2
 import json
 import sys
 import time
@@ -19,7 +19,6 @@ from ..data.safely import out_of_space
 from ..data.safely import write_json
 from ..downstream.outcome import read_results
 from ..training.launch import Interrupted
-from ..training.run import environment
 from .jobs import Job
 from .store import Store
 
@@ -31,11 +30,11 @@ def curves(metrics: pd.DataFrame) -> pd.DataFrame:
     last = by_epoch[by_epoch["step"] == by_epoch["step"].max()].assign(step=None)
     return pd.concat([by_epoch.astype({"step": object}), last.astype({"step": object})], ignore_index=True)[["metric", "step", "value"]]
 
-# %% ../../nbs/lib/55b_study.work.ipynb #148a3dec
+# %% ../../nbs/lib/55b_study.work.ipynb #f508ae77
 def _facts(job: Job, run: Path) -> dict:
     told = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     hardware = ", ".join(told["gpus"]) or f"cpu, {told['cpus']} core(s)"
-    return dict(kind=job.kind, job=job.id, needs=job.needs, data_fingerprint=job.data, commit=told["commit"], hardware=hardware)
+    return dict(kind=job.kind, job=job.id, needs=job.needs, data_fingerprint=job.data, commit=told["commit"], hardware=hardware, date=time.strftime("%Y-%m-%d", time.gmtime()))
 
 def _read(job: Job, run: Path) -> list[dict]:
     "The rows of results.csv for the seed of the job."
