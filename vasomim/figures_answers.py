@@ -42,13 +42,13 @@ def made_up(gains: dict[str, float],     # arm -> gain
                     rows += [dict(common, metric=m, value=60 + gain + (1, 0, -1)[p] + noise * rng.standard_normal() + 3 * k + 5 * np.log10(f)) for k, m in enumerate(metrics)]
     return typed(rows)
 
-# %% ../nbs/lib/60g_figures_answers.ipynb #5013f1e0
-METRICS = dict(dice="Dice", cldice="clDice", jaccard="Jaccard", hd95="HD95", map50="mAP50", map75="mAP75", map="mAP")
+# %% ../nbs/lib/60g_figures_answers.ipynb #e5b2b134
+METRICS = dict(dice="Dice", cldice="clDice")      # those whose own name is not how people write them
 PLAIN = ("phantoms", "frames", "stenosis")      # data sets whose names are words
 
 def metric_title(name: str, unit: bool = True) -> str:
     "Name of a metric for people, with its unit."
-    return METRICS.get(name, name) + (", %" if unit and name != "hd95" else ", pixels" if unit else "")
+    return METRICS.get(name, name) + (", %" if unit else "")
 
 def points_of(metric: str) -> str: return f"points of {metric_title(metric, unit=False)}"
 
@@ -94,7 +94,7 @@ def say_missing(missing: pd.DataFrame, of: int) -> str:
     shown = "; ".join(parts[:12]) + (f"; and {len(parts) - 12} more" if len(parts) > 12 else "")
     return f"{of - len(missing)} of {of} fine-tunings are there. Missing: {shown}."
 
-# %% ../nbs/lib/60g_figures_answers.ipynb #6d44560c
+# %% ../nbs/lib/60g_figures_answers.ipynb #185f5318
 def holm(p) -> np.ndarray:
     "Holm's corrected p-values, in the order given; NaN stay NaN and are not counted."
     p = np.asarray(p, float)
@@ -133,7 +133,7 @@ def differences(rows: pd.DataFrame,                    # of `final_rows`
             for fraction in fractions:
                 part = here if fraction is None else here[here["fraction"] == fraction]
                 where = dict(metric=metric, fraction=part["fraction"].iloc[0] if part["fraction"].nunique() == 1 else np.nan, dataset=name)
-                out += [_row(dict(where, by=by), a, b, lambda: compare(_per_encoder(part, [a, b]) if name == "all" and by == "encoder" else part, a, b, by), points_of(metric)) for a, b in pairs for by in ("run", "encoder")]
+                out += [_row(dict(where, by=by), a, b, lambda: compare(part, a, b, by), points_of(metric)) for a, b in pairs for by in ("run", "encoder")]
     table = pd.DataFrame(out, columns=DIFFERENCE if not out else None)      # nothing to compare yet
     table["p_holm"] = table.groupby(["metric", "dataset", "by"], sort=False)["p"].transform(holm)
     return table

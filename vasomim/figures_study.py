@@ -170,7 +170,7 @@ def plot_lines(rows: pd.DataFrame,                   # of `final_rows`, with the
         if arms and n == 0: ax.legend(loc="best")
     return fig
 
-# %% ../nbs/lib/60h_figures_study.ipynb #4b2754e4
+# %% ../nbs/lib/60h_figures_study.ipynb #bf2cf00b
 def with_images(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     "`rows` with `images_per_epoch` of the pre-training that each begins with; the last incomplete batch of an epoch is not seen. Raises `InputError` where its rows are not in the table."
     made = table[(table["kind"] == "pretrain")].groupby("job").agg(seen=("images", "max"), last=("step", "max"))
@@ -186,12 +186,13 @@ def encoder_means(rows: pd.DataFrame, x: str) -> pd.DataFrame:
 def fit_scaling(x, y,                        # (n,) sizes and percents, e.g. of `encoder_means`
                 law: str = "log-linear",     # or power
                 unit: str = "points of Dice") -> dict:
-    "law, n, slope (per ten-fold x, or the exponent k) with low and high (95 %), p, curve (x, mean, low, high) and words. Raises `InputError` for fewer than three different sizes."
+    "law, n, slope (per ten-fold x, or the exponent k) with low and high (95 %), p, curve (x, mean, low, high) and words. Raises `InputError` for fewer than three different sizes, and where all values are the same."
     if law not in ("log-linear", "power"): raise unknown_name("law", law, ["log-linear", "power"])
     x, y = np.asarray(x, float), np.asarray(y, float)
     if len(x) != len(y): raise InputError(f"{len(x)} sizes and {len(y)} values")
     if not (np.isfinite(x).all() and np.isfinite(y).all() and (x > 0).all()): raise InputError("a fit needs finite values and positive sizes")
     if len(np.unique(x)) < 3: raise InputError(f"a fit needs three different sizes at least, these are {len(np.unique(x))}: two points are joined by any law")
+    if np.ptp(y) <= 1e-9 * max(1.0, np.abs(y).max()): raise InputError("every value is the same: there is no spread to compare a trend with")
     if law == "power" and (y >= 100).any(): raise InputError("a power law of the error needs values below 100 %")
     u, v = np.log10(x), y if law == "log-linear" else np.log10(100 - y)
     line, n = linregress(u, v), len(u)

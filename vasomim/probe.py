@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['MAP_POINTS', 'ProbeConfig', 'Sample', 'read_sample', 'Look', 'look_at', 'probe', 'read_probe', 'parse', 'main']
 
-# %% ../nbs/lib/54b_probe.ipynb #ac63b76c
+# %% ../nbs/lib/54b_probe.ipynb #957a5ce5
 import json
 import math
 import shutil
 import sys
 import time
-from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import replace
 from pathlib import Path

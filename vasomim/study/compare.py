@@ -65,7 +65,7 @@ def describe_rows(table: pd.DataFrame) -> str:
     return (f"{table['job'].nunique()} jobs: {table.loc[table['kind'] == 'pretrain', 'job'].nunique()} pre-trainings (seeds {listed('pretrain_seed') or 'none'}), {tuned['job'].nunique()} fine-tunings (seeds {listed('seed') or 'none'}); "
             f"commit(s) {', '.join(sorted({str(c)[:10] for c in table['commit']} - {''}))}; {listed('hardware')}")
 
-# %% ../../nbs/lib/55g_study.compare.ipynb #25843482
+# %% ../../nbs/lib/55g_study.compare.ipynb #0693369e
 def complete(table: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
     "The rows of those (data set, metric, fraction, run) that all `arms` have; what is not finished in one arm is left out of all."
     here = table[table["method"].isin(arms)]
@@ -80,7 +80,7 @@ def cells(table: pd.DataFrame, by=("method", "dataset", "metric")) -> pd.DataFra
 
 def compare(table: pd.DataFrame,    # rows of one metric and fraction, one or several data sets
             a: str, b: str,         # methods; positive differences say that a has more
-            by: str = "run",        # run: every run is a pair; encoder: means over the runs of one encoder are
+            by: str = "run",        # run: every run is a pair; encoder: the mean over data sets and runs of each encoder is
            ) -> dict:
     "`stats.paired_tests` of two arms over what both have. Raises `InputError` when that is less than two pairs."
     if by not in ("run", "encoder"): raise unknown_name("by", by, ["run", "encoder"])
@@ -90,8 +90,8 @@ def compare(table: pd.DataFrame,    # rows of one metric and fraction, one or se
     owner = both.dropna(subset="pretrain_seed").drop_duplicates(["dataset", "seed"]).set_index(["dataset", "seed"])["pretrain_seed"]       # a method without pre-training is paired through the other's encoder
     if owner.empty: raise InputError(f"neither {a} nor {b} is pre-trained: there are no encoders to average over")
     both = both.assign(pretrain_seed=[owner.get((d, s)) for d, s in zip(both["dataset"], both["seed"])])
-    means = both.groupby(["method", "dataset", "pretrain_seed"], as_index=False)["value"].mean()
-    return paired_tests(means, a, b, pairs=("dataset", "pretrain_seed"))
+    means = both.groupby(["method", "pretrain_seed", "dataset"])["value"].mean().groupby(["method", "pretrain_seed"]).mean().reset_index()
+    return paired_tests(means, a, b, pairs=("pretrain_seed",))
 
 def verdict(test: dict, a: str, b: str, unit: str = "Dice, %") -> str:
     "The comparison in words."
