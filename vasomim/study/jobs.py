@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'ELSEWHERE', 'Arm', 'Study', 'Scale', 'Job', 'Places', 'Planned', 'weights_name', 'unfold', 'unfold_all']
 
-# %% ../../nbs/lib/55_study.jobs.ipynb #650f3cea
+# %% ../../nbs/lib/55_study.jobs.ipynb #d7a23575
 import hashlib
 import json
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from ..core import InputError
 from ..core import unknown_name
+from ..data.sources.base import by_content
 from ..data.sources.phantoms import phantom_source
 from ..downstream.config import FinetuneConfig
 from ..downstream.outcome import PLACES
@@ -108,10 +109,10 @@ class Job:
         kind = KINDS[self.kind]
         return kind(**checked_names(kind, as_declared({**self.config, **places})))
 
-# %% ../../nbs/lib/55_study.jobs.ipynb #4d5e21da
+# %% ../../nbs/lib/55_study.jobs.ipynb #b4fc16fc
 class Places:
-    """The data of a scale. root: folder that holds the data sets; cache: where packed sets and labels are kept; dry: data that are not there are no error, and `absent` holds how many
-    training images they would have: for a plan, not for a run."""
+    """The data of a scale, known by what is in the files: another copy of a data set means the same jobs. root: folder that holds the data sets; cache: where packed sets and labels are kept;
+    dry: data that are not there are no error, and `absent` holds how many training images they would have: for a plan, not for a run."""
     def __init__(self, scale: Scale, root=None, cache="data/packed", dry: bool = False):
         self.scale, self.root, self.cache, self.dry, self.absent, self._known = scale, root and Path(root).expanduser().resolve(), Path(cache).expanduser().resolve(), dry, {}, {}
 
@@ -122,7 +123,8 @@ class Places:
         return self.root / name
 
     def _once(self, key, make):
-        if key not in self._known: self._known[key] = make()
+        if key not in self._known:
+            with by_content(): self._known[key] = make()
         return self._known[key]
 
     def pretraining(self, share: float, config: PretrainConfig) -> tuple[dict, str]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORK', 'FULL', 'BUSY', 'curves', 'no_room', 'execute', 'main']
 
-# %% ../../nbs/lib/55b_study.work.ipynb #d326e8c2
+# %% ../../nbs/lib/55b_study.work.ipynb #cfc1ff5b
 import json
 import sys
 import time
@@ -17,6 +17,7 @@ import pandas as pd
 from ..core import InputError
 from ..data.safely import out_of_space
 from ..data.safely import write_json
+from ..data.sources.base import by_content
 from ..downstream.outcome import read_results
 from ..training.launch import Interrupted
 from .jobs import Job
@@ -67,7 +68,7 @@ def _probe(job: Job, run: Path, places: dict) -> list[dict]:
 
 WORK: dict[str, Callable] = {"pretrain": _pretrain, "finetune": _finetune, "probe": _probe}
 
-# %% ../../nbs/lib/55b_study.work.ipynb #57064abc
+# %% ../../nbs/lib/55b_study.work.ipynb #aa567d5c
 FULL, BUSY = 75, 76      # exit codes: no room; another process has the job, or has done it
 
 def no_room(error: BaseException | None) -> bool:
@@ -85,7 +86,7 @@ def execute(results, job_id: str, jobs=None, places: dict | None = None) -> int:
             except InputError as error: print(f"error: {error}", file=sys.stderr, flush=True); return BUSY
             if store.done(job_id) is not None: return BUSY      # done by another runner since this one looked
             places = dict(places or {}, **({"checkpoint": str(store.folder(job.needs) / "run")} if job.needs else {}))
-            rows = WORK[job.kind](job, store.folder(job_id) / "run", places)
+            with by_content(): rows = WORK[job.kind](job, store.folder(job_id) / "run", places)      # a run that was stopped goes on beside another copy of the data
             if job.kind == "probe": store.keep(job_id, store.folder(job_id) / "run")
             store.finish(job, rows)
             store.tidy(job_id)
