@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ALLOWED', 'save_atomic', 'read_state', 'Checkpoints', 'clean_keys', 'load_weights', 'export_encoder']
 
-# %% ../nbs/lib/10_checkpoint.ipynb #4fc9ebb8
+# %% ../nbs/lib/10_checkpoint.ipynb #ca178d52
 import os
 import warnings
 from argparse import Namespace
@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 from safetensors.torch import load_file
-from timm.models import save_for_hf
 from .core import InputError
 
 # %% ../nbs/lib/10_checkpoint.ipynb #e6d6c74e
@@ -97,10 +96,11 @@ def load_weights(module: nn.Module, state: dict, source="the file") -> int:
     module.load_state_dict(state)
     return len(fit)
 
-# %% ../nbs/lib/10_checkpoint.ipynb #b60eb59e
+# %% ../nbs/lib/10_checkpoint.ipynb #42222d4e
 def export_encoder(encoder: nn.Module, folder, mean, std) -> Path:
     "Writes a timm model as `folder/model.safetensors` and `folder/config.json`; mean and std: per channel, of images in [0, 1]."
     if not getattr(encoder, "pretrained_cfg", None): raise InputError("only models made by timm.create_model can be exported in timm's layout")
     data = dict(mean=tuple(map(float, mean)), std=tuple(map(float, std)), interpolation="bicubic", crop_pct=1.0)
+    from timm.models import save_for_hf      # timm takes a second to import; who only reads files need not wait
     save_for_hf(encoder, folder, safe_serialization=True, data_config=data)
     return Path(folder)

@@ -8,7 +8,7 @@ __all__ = ['MARK', 'NEUTRAL', 'OWN', 'SIZES', 'seeded', 'with_arguments', 'name_
            'read_network', 'read_checkpoint', 'read_timm', 'read_source', 'describe', 'fit_positions', 'fit_tables',
            'width_and_depth', 'take', 'load_encoder']
 
-# %% ../nbs/lib/10a_checkpoint_encoders.ipynb #a592030e
+# %% ../nbs/lib/10a_checkpoint_encoders.ipynb #4ca9f965
 import ast
 import json
 import math
@@ -18,12 +18,7 @@ from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
 from pathlib import Path
-import timm
 import torch
-from timm.layers import resample_abs_pos_embed
-from timm.layers import resample_abs_pos_embed_nhwc
-from timm.layers import resize_rel_pos_bias_table
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn.functional import interpolate
 from .core import InputError
@@ -53,7 +48,7 @@ def name_and_arguments(encoder: str) -> tuple[str, dict]:
     except (SyntaxError, ValueError): pass
     raise InputError(f"encoder={encoder!r}: write a timm name, or name(argument=value, ...) with plain values")
 
-# %% ../nbs/lib/10a_checkpoint_encoders.ipynb #14fee0dd
+# %% ../nbs/lib/10a_checkpoint_encoders.ipynb #bf3ece70
 def build_encoder(encoder: str,      # a timm name, e.g. "vit_small_patch16_224", or name(argument=value, ...)
                   size,              # H = W in pixels, or (H, W)
                   in_chans: int = 3,
@@ -64,6 +59,7 @@ def build_encoder(encoder: str,      # a timm name, e.g. "vit_small_patch16_224"
     "A randomly initialised timm model without head; `pretrained_cfg['architecture']` says how it was called. Raises `InputError` for what timm does not know or cannot build."
     h, w = (size, size) if isinstance(size, int) else tuple(size)
     name, arguments = name_and_arguments(encoder)
+    import timm      # here and below: it takes a second to import, and who only asks for names need not wait
     if not timm.is_model(name): raise unknown_name("timm model", name, timm.list_models("vit_*"))
     options = dict(arguments, img_size=(h, w), in_chans=in_chans, num_classes=0, global_pool="", drop_path_rate=drop_path) | (dict(patch_size=patch_size) if patch_size else {})
     eps = options.pop("norm_eps", None)
@@ -82,9 +78,10 @@ def check_tiling(net: nn.Module, size, encoder: str):
     if h % ph or w % pw or min(h, w) < 1:
         raise InputError(f"size {h}x{w} is not divisible by the patch size {ph}x{pw} of {encoder}; nearest: {max(1, round(h/ph))*ph}x{max(1, round(w/pw))*pw}")
 
-def create_vit(name: str, size, in_chans: int = 3, drop_path: float = 0.0, seed: int = 0, patch_size=None) -> VisionTransformer:
+def create_vit(name: str, size, in_chans: int = 3, drop_path: float = 0.0, seed: int = 0, patch_size=None) -> "timm.models.VisionTransformer":
     "`build_encoder` for plain ViTs with position embeddings. Raises `InputError` for names of anything else and sizes that the patches do not tile."
     vit = build_encoder(name, size, in_chans, drop_path, seed, patch_size)
+    from timm.models import VisionTransformer
     if not isinstance(vit, VisionTransformer) or vit.pos_embed is None:
         raise InputError(f"encoder={name!r} is a {type(vit).__name__}; needed is a plain timm VisionTransformer with position embeddings (vit_*)")
     check_tiling(vit, size, name)
@@ -182,11 +179,12 @@ def read_checkpoint(path, source, encoder: str, foreign=None) -> EncoderFile:
     facts = {} if mean is None else dict(mean=tuple(mean.flatten().tolist()), std=tuple(std.flatten().tolist()))
     return replace(found, patch_size=tuple(found.tensors[MARK].shape[2:]), image_size=(size, size) if isinstance(size, int) else size and tuple(size), **facts)
 
-# %% ../nbs/lib/10a_checkpoint_encoders.ipynb #3cd53693
+# %% ../nbs/lib/10a_checkpoint_encoders.ipynb #3eeeb744
 def read_timm(name: str, download: bool = False) -> EncoderFile:
     "timm's weights of `name` (with or without tag) from the local cache; only with `download` from the network."
     from huggingface_hub import hf_hub_download
     architecture = name.partition(".")[0]
+    import timm
     if not timm.is_model(architecture): raise unknown_name("timm model", architecture, timm.list_models("vit_*"))
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None or not cfg.hf_hub_id: raise InputError(f"timm:{name}: timm has no such weights; it has {', '.join(timm.list_pretrained(f'{architecture}*')[:4]) or 'none of this architecture'}")
@@ -196,7 +194,7 @@ def read_timm(name: str, download: bool = False) -> EncoderFile:
                          f" (python -c \"import timm; timm.create_model('{name}', pretrained=True)\"), or give a file") from e
     return replace(find_encoder(read_state(path), f"timm:{name}", architecture), mean=tuple(cfg.mean), std=tuple(cfg.std), image_size=tuple(cfg.input_size[1:]))
 
-# %% ../nbs/lib/10a_checkpoint_encoders.ipynb #0bcf1c4d
+# %% ../nbs/lib/10a_checkpoint_encoders.ipynb #e68ac6cf
 def _file(path, source, encoder: str, foreign) -> EncoderFile:
     "The weights in the file `path`, by what is said in the `config.json` beside it."
     beside = path.parent / "config.json"
@@ -217,10 +215,11 @@ def read_source(source, encoder: str, download: bool = False,
     newest = Checkpoints(path / "checkpoints").files()[:1]
     if newest: return read_checkpoint(newest[0], source, encoder)
     if path.is_dir(): raise InputError(f"checkpoint={source}: a folder without model.safetensors, encoder/ or checkpoints/")
+    import timm
     hint = f"; for timm's own weights write timm:{source}" if timm.is_model(str(source).partition(".")[0]) else ""
     raise InputError(f"checkpoint={source}: no such file or folder{hint}")
 
-# %% ../nbs/lib/10a_checkpoint_encoders.ipynb #7f77cae4
+# %% ../nbs/lib/10a_checkpoint_encoders.ipynb #5e16b877
 def describe(tensors: dict) -> str:
     "Width, depth, patch size and input channels of a ViT's tensors, in words."
     width, channels, *patch = tensors[MARK].shape
@@ -228,7 +227,7 @@ def describe(tensors: dict) -> str:
     return f"width {width}, depth {depth}, patch {'x'.join(map(str, patch))}, {channels} channels"
 
 def fit_positions(table: torch.Tensor,  # (1, prefix + N, D)
-                  vit: VisionTransformer, old_size=None, source="the file") -> tuple[torch.Tensor, str]:
+                  vit: "timm.models.VisionTransformer", old_size=None, source="the file") -> tuple[torch.Tensor, str]:
     "The table for the grid of `vit`, and what was done in words; old_size: (H, W) in pixels, for grids that are not square."
     prefix, new = 0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens, tuple(vit.patch_embed.grid_size)
     count = table.shape[1] - prefix
@@ -236,11 +235,14 @@ def fit_positions(table: torch.Tensor,  # (1, prefix + N, D)
     if math.prod(old) != count or not old: old = (math.isqrt(max(count, 0)),) * 2
     if math.prod(old) != count: raise InputError(f"{source}: {table.shape[1]} position embeddings are not {prefix} and a square grid")
     if old == new: return table, ""
+    from timm.layers import resample_abs_pos_embed
     return resample_abs_pos_embed(table, list(new), list(old), prefix), f", position embeddings interpolated from {old[0]}x{old[1]} to {new[0]}x{new[1]}"
 
-# %% ../nbs/lib/10a_checkpoint_encoders.ipynb #567f2bd5
+# %% ../nbs/lib/10a_checkpoint_encoders.ipynb #39f5a527
 def fit_tables(net: nn.Module, tensors: dict, old_size=None, source="the file") -> tuple[dict, str]:
     "`tensors` with every table of positions for the grid of `net`, and what was done in words; old_size: see `fit_positions`."
+    from timm.layers import resample_abs_pos_embed_nhwc
+    from timm.layers import resize_rel_pos_bias_table
     own, grid, fitted, said = net.state_dict(), tuple(net.patch_embed.grid_size), dict(tensors), ""
     for key, table in tensors.items():
         kind, wanted = key.split(".")[-1], getattr(own.get(key), "shape", table.shape)
@@ -284,7 +286,7 @@ def take(vit: nn.Module, found: EncoderFile) -> str:
     if normless: text += ", no final norm: the file has none" + (" on the tokens (fc_norm is left out)" if "fc_norm" in left else "")
     return text + f"; {left.total()} tensors of the file not used" + (f" ({', '.join(f'{k} {n}' for k, n in left.most_common())})" if left else "")
 
-# %% ../nbs/lib/10a_checkpoint_encoders.ipynb #44de9cc8
+# %% ../nbs/lib/10a_checkpoint_encoders.ipynb #0f37dcce
 def load_encoder(source,            # None: random; else a folder, file or "timm:NAME", see `read_source`
                  size,              # H = W in pixels, or (H, W)
                  encoder: str = "vit_small_patch16_224",  # architecture, where the source does not say it
@@ -293,7 +295,7 @@ def load_encoder(source,            # None: random; else a folder, file or "timm
                  download: bool = False,   # whether timm: may use the network
                  patch_size=None,   # None: as the name says
                  read=read_source, create=create_vit,    # how files are read and networks built; `checkpoint_layouts` knows more of both
-                ) -> tuple[VisionTransformer, str]:
+                ) -> "tuple[timm.models.VisionTransformer, str]":
     "A timm ViT without head, and what its weights are, in words. Its `pretrained_cfg` holds the mean and std that its images want."
     if source is None: found = EncoderFile("", {}, encoder, "", Counter(), patch_size)
     else: found = read(source, encoder, download); in_chans = found.tensors[MARK].shape[1]

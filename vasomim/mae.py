@@ -6,13 +6,10 @@
 __all__ = ['patchify', 'unpatchify', 'sincos_positions', 'create_encoder', 'check_encoder', 'mae_init', 'Decoder',
            'MaskedAutoencoder', 'visible_patches', 'from_published', 'mask_from_ids']
 
-# %% ../nbs/lib/31_mae.ipynb #c71d526b
+# %% ../nbs/lib/31_mae.ipynb #6cb2ece6
 from functools import partial
-import timm
 import torch
 import torch.nn as nn
-from timm.models.vision_transformer import Block
-from timm.models.vision_transformer import VisionTransformer
 from .core import InputError
 
 # %% ../nbs/lib/31_mae.ipynb #0da71707
@@ -45,13 +42,14 @@ def sincos_positions(grid: tuple[int, int], # patches per column and row (rows, 
     angle = [v.reshape(-1, 1) * omega for v in (x, y)]
     return torch.cat([f(a) for a in angle for f in (torch.sin, torch.cos)], dim=1)
 
-# %% ../nbs/lib/31_mae.ipynb #bf3265ed
+# %% ../nbs/lib/31_mae.ipynb #72122b0d
 def create_encoder(name: str,         # a timm name, e.g. "vit_base_patch16_224"
                    img_size,          # H = W in pixels, or (H, W)
                    in_chans: int = 3, # 3: the gray channel is repeated; 1: native gray
                    **options,         # further timm arguments, e.g. patch_size=8, drop_path_rate=0.1
-                  ) -> VisionTransformer:
+                  ) -> "timm.models.VisionTransformer":
     "A randomly initialised timm vision transformer. Raises `InputError` for an unknown name or a size the patches do not tile."
+    import timm      # here and below: it takes a second to import, and a list of methods needs none of it
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_patch')[0]}*")[:3]
         raise InputError(f"model={name!r} is not a timm model" + (f": try {', '.join(near)}" if near else "; see timm.list_models('vit_*')"))
@@ -60,14 +58,15 @@ def create_encoder(name: str,         # a timm name, e.g. "vit_base_patch16_224"
     try: vit = make(img_size=size)
     except TypeError as e:
         vit = timm.create_model(name, num_classes=0)      # other families take other arguments; check_encoder refuses them
-        if isinstance(vit, VisionTransformer): raise InputError(f"model={name!r} cannot be built: {e}") from e
+        if isinstance(vit, timm.models.VisionTransformer): raise InputError(f"model={name!r} cannot be built: {e}") from e
     except AssertionError as e: raise InputError(f"model={name!r} with img_size={size} cannot be built: {e}") from e
     check_encoder(vit, name, size)
     return vit
 
-# %% ../nbs/lib/31_mae.ipynb #60d65313
+# %% ../nbs/lib/31_mae.ipynb #c8b9e523
 def check_encoder(vit: nn.Module, name: str, size: tuple[int, int]):
     "Raises `InputError` for models that are not plain ViTs and for sizes that the patches do not tile."
+    from timm.models import VisionTransformer
     if not isinstance(vit, VisionTransformer) or vit.pos_embed is None:
         raise InputError(f"model={name!r} is a {type(vit).__name__}; masked autoencoding needs a plain timm VisionTransformer with position embeddings (vit_*)")
     if tuple(vit.patch_embed.img_size) != tuple(size): raise InputError(f"model={name!r} works at {vit.patch_embed.img_size}, not at img_size={size}")
@@ -83,12 +82,13 @@ def mae_init(module: nn.Module):
         if module.bias is not None: nn.init.zeros_(module.bias)
     elif isinstance(module, nn.LayerNorm): module.reset_parameters()
 
-# %% ../nbs/lib/31_mae.ipynb #3cc1e46f
+# %% ../nbs/lib/31_mae.ipynb #bb77811e
 class Decoder(nn.Module):
     "MAE's light decoder: latent tokens of the visible patches (B, 1+V, D) -> prediction for every patch (B, N, out); with out=None its own normed tokens (B, N, dim)."
     def __init__(self, grid, encoder_dim: int, out: int | None, dim: int = 512, depth: int = 8, heads: int = 16):
         super().__init__()
         if dim % heads: raise InputError(f"decoder_dim={dim} is not divisible by decoder_heads={heads}")
+        from timm.models.vision_transformer import Block
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.embed, self.mask_token = nn.Linear(encoder_dim, dim), nn.Parameter(torch.zeros(1, 1, dim))
         positions = torch.cat([torch.zeros(1, dim), sincos_positions(grid, dim)])

@@ -8,18 +8,14 @@ __all__ = ['IMAGENET', 'TEACHERS', 'OBJECTIVES', 'LPIPS_LAYERS', 'Published', 'c
            'SelfDistillation', 'vgg_layers', 'VGG', 'open_vgg', 'lpips_heads', 'lpips_distance', 'LPIPS',
            'contextual_loss', 'Contextual', 'make_objective', 'further_head']
 
-# %% ../nbs/lib/46o_objectives.ipynb #8cae17b0
+# %% ../nbs/lib/46o_objectives.ipynb #1c51d319
 import zlib
 from collections import Counter
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-import timm
 import torch
 import torch.nn.functional as F
-import torchvision
-from timm.models import eva
-from timm.models import vision_transformer
 from torch import nn
 from .core import InputError
 from .core import uniform
@@ -78,7 +74,7 @@ class Frozen(nn.Module):
 
     def forward(self, *args): return self.held[0](*args)
 
-# %% ../nbs/lib/46o_objectives.ipynb #5fba5434
+# %% ../nbs/lib/46o_objectives.ipynb #97569378
 @dataclass(frozen=True)
 class Opened:
     "A teacher: the network, the mean and std that it was trained with, and what it is in words."
@@ -92,12 +88,15 @@ def read_vit(source: str, model: str) -> EncoderFile:
     path = Path(source).expanduser()
     state = flatten_state(read_state(path)) if path.is_file() and path.name != "model.safetensors" else {}
     if not any(k.endswith("visual.class_embedding") for k in state): return read_source(source, model)
+    import timm      # here and below: it takes a second to import, and a list of methods needs none of it
     cfg = timm.get_pretrained_cfg(model)
     state = {k[k.index("visual."):]: v.float() for k, v in state.items() if "visual." in k}       # published in half precision
     return EncoderFile(source, state, model, "", Counter(), mean=tuple(cfg.mean), std=tuple(cfg.std))
 
 def build_vit(model: str, size: tuple[int, int], in_chans: int = 3, outputs: int = 0, seed: int = 0, patch_size=None) -> nn.Module:
     "A timm ViT or Eva with random weights from `seed`, made for `size` pixels. Raises `InputError` for other models and sizes that do not fit."
+    import timm
+    from timm.models import eva, vision_transformer
     if not timm.is_model(model): raise unknown_name("teacher_model", model, timm.list_models("vit_*"))
     options = dict(img_size=size, in_chans=in_chans, num_classes=outputs, **({"patch_size": patch_size} if patch_size else {}))
     try:
@@ -108,6 +107,7 @@ def build_vit(model: str, size: tuple[int, int], in_chans: int = 3, outputs: int
 
 def fill(network: nn.Module, found: EncoderFile) -> str:
     "Loads `found` into the network by timm's converters, all of it or an `InputError`; what was done in words."
+    from timm.models import eva, vision_transformer
     tensors, own = dict(found.tensors), network.state_dict()
     for key in [k for k in tensors if k.endswith("attn.qkv.bias")] if isinstance(network, eva.Eva) and not any(k.endswith("q_bias") for k in own) else []:
         q, _, v = tensors.pop(key).chunk(3)         # keys have none
@@ -131,6 +131,7 @@ def open_vit(source: str,                # "random", "timm:NAME", a file or an e
              seed: int = 0) -> Opened:
     "A teacher whose tokens lie where the student's do. Raises `InputError` where they do not, and as `read_vit` and `fill`."
     if source == "random":
+        import timm
         cfg = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
         network = build_vit(model, size, 3, (cfg.num_classes or 512) if projected else 0, seed)
         mean, std, report = tuple(cfg.mean), tuple(cfg.std), f"RANDOM {model} (seed {seed}): for tests and costs, not a row of the paper"
@@ -205,7 +206,7 @@ class SelfDistillation(Objective):
 
     def after_step(self, encoder: nn.Module): self.slow.update(encoder, self.momentum)
 
-# %% ../nbs/lib/46o_objectives.ipynb #530d966e
+# %% ../nbs/lib/46o_objectives.ipynb #08ba37eb
 def vgg_layers(features: nn.Sequential) -> dict[str, int]:
     "relu1_1, relu1_2, relu2_1, ... -> place in the sequence."
     out, block, k = {}, 1, 0
@@ -237,6 +238,7 @@ def open_vgg(source: str,       # "random" or a file
              seed: int = 0) -> Opened:
     "The convolutions of a VGG in torchvision's layout. Raises `InputError` for a file that does not hold them all."
     if model not in ("vgg16", "vgg19"): raise unknown_name("teacher_model", model, ["vgg16", "vgg19"])
+    import torchvision
     with torch.device("meta"): features = getattr(torchvision.models, model)(weights=None, init_weights=False).features      # without its 120 million others
     features = features.to_empty(device="cpu")
     if source == "random":

@@ -6,10 +6,9 @@
 __all__ = ['GENESIS', 'HEAD', 'GenesisUNet', 'check_unet', 'unet_statistics', 'build_unet', 'export_unet', 'open_unet',
            'find_unet_file', 'take_unet']
 
-# %% ../nbs/lib/31a_unet.ipynb #16337ff3
+# %% ../nbs/lib/31a_unet.ipynb #70c5f2e2
 import json
 from pathlib import Path
-import segmentation_models_pytorch as smp
 import torch
 from safetensors.torch import save
 from torch import nn
@@ -60,9 +59,10 @@ class GenesisUNet(nn.Module):
 
     def forward(self, x): return self.segmentation_head(self.decoder(self.encoder(x)))
 
-# %% ../nbs/lib/31a_unet.ipynb #d72bb347
+# %% ../nbs/lib/31a_unet.ipynb #aeea6283
 def check_unet(backbone: str, base_channels: int):
     "Raises `InputError` for a backbone that does not exist and for widths below 1."
+    import segmentation_models_pytorch as smp      # with timm it takes two seconds, and a list of methods needs none of it
     known = [GENESIS, *smp.encoders.get_encoder_names()]
     if backbone not in known: raise unknown_name("backbone", backbone, known)
     if base_channels < 1: raise InputError(f"base_channels={base_channels}: at least 1 is needed")
@@ -79,6 +79,7 @@ def build_unet(backbone: str = "resnet34", base_channels: int = 16, classes: int
     stride = 8 if backbone == GENESIS else 32
     if size is not None and any(side % stride for side in size): raise InputError(f"size {size[0]}x{size[1]}: unet with backbone={backbone!r} needs sides divisible by {stride}")
     if backbone == GENESIS: return GenesisUNet(classes=classes, base_channels=base_channels)
+    import segmentation_models_pytorch as smp
     return smp.Unet(backbone, encoder_weights=None, in_channels=3, classes=classes, decoder_channels=[base_channels * k for k in (16, 8, 4, 2, 1)])
 
 # %% ../nbs/lib/31a_unet.ipynb #3c418ede

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['NewerFormat', 'PackedDataset', 'open_packed', 'join_packed', 'fits', 'ResidentDataset']
 
-# %% ../../nbs/lib/08_data.packed.ipynb #a70a506a
+# %% ../../nbs/lib/08_data.packed.ipynb #57ac0c20
 import json
 import os
 import posixpath
 from pathlib import Path
 import numpy as np
-import pandas as pd
 import torch
 from ..core import InputError
 from .remote import RemoteRows
@@ -94,7 +93,7 @@ def _joined_info(infos: list[dict]) -> dict:
     return {**infos[0], "count": sum(i["count"] for i in infos), "fingerprint": _identity(infos), "extractor": None if None in extractors else "; ".join(dict.fromkeys(extractors)),
             **{key: [x for i in infos for x in i[key]] for key in ("bad", "notices", "problems")}}
 
-# %% ../../nbs/lib/08_data.packed.ipynb #c33b1542
+# %% ../../nbs/lib/08_data.packed.ipynb #ef8cfdb7
 class PackedDataset:
     "Packed images and vessel masks by row number; several sets of one size read as one. `info`: what packed.json says; `mean`, `std`: of the gray values in [0, 1]."
     def __init__(self, folders):
@@ -130,10 +129,11 @@ class PackedDataset:
         return self._rows.order(rng)
 
     @property
-    def provenance(self) -> pd.DataFrame:
+    def provenance(self) -> "pd.DataFrame":
         "One row per image: where it comes from, original size, flags. Made anew at each call."
         names = [n for n in self.schema.names if n not in ("image", "vessels")]
         if not self.remote: return self._rows.table(names).to_pandas()
+        import pandas as pd      # a third of a second
         def read(file):
             try: return pd.read_parquet(str(file), columns=names)
             except FileNotFoundError: raise InputError(f"{file}: missing; copy it back or pack again") from None
@@ -162,13 +162,14 @@ def open_packed(path) -> PackedDataset:
     "A packed or joined folder or address, or several of one size as one set; raises `InputError` that names the missing or damaged file."
     return PackedDataset(path)
 
-# %% ../../nbs/lib/08_data.packed.ipynb #57b6b536
+# %% ../../nbs/lib/08_data.packed.ipynb #fc76779d
 def join_packed(out, folders) -> PackedDataset:
     "A folder that stands for several packed sets of one size, without copying them; raises `InputError` for sets that do not fit together."
     out, folders = Path(out).expanduser().absolute(), list(folders)
     if any(not is_remote(f) and Path(f).expanduser().resolve() == out.resolve() for f in folders): raise InputError(f"{out}: is one of the sets to join; give another folder")
     data = PackedDataset(folders)     # refuses what does not fit, before anything is written
     sets = [PackedDataset(f) for f in folders]
+    import pandas as pd
     ids = pd.concat([s.provenance.id for s in sets])
     if ids.duplicated().any(): raise InputError(f"{ids[ids.duplicated()].iloc[0]}: is in two of the sets; an image that occurs twice would count twice")
     if out.exists() and not out.is_dir(): raise InputError(f"{out}: is a file; give a folder for the joined set")
@@ -186,7 +187,7 @@ def fits(data: PackedDataset, device, share: float = 0.5) -> bool:
     device = torch.device(device)
     return device.type == "cuda" and len(data)*data.size[0]*data.size[1]*9/8 < share*torch.cuda.mem_get_info(device)[0]
 
-# %% ../../nbs/lib/08_data.packed.ipynb #7b66c74f
+# %% ../../nbs/lib/08_data.packed.ipynb #35ff69e8
 class ResidentDataset:
     "A packed set held in the memory of a device; the interface of `PackedDataset`, and tensors that are there already."
     def __init__(self, data: PackedDataset, device, rows_at_once: int = 512):
@@ -202,7 +203,7 @@ class ResidentDataset:
     def __len__(self) -> int: return len(self.data)
     def order(self, rng: np.random.Generator) -> np.ndarray: return self.data.order(rng)
     @property
-    def provenance(self) -> pd.DataFrame: return self.data.provenance
+    def provenance(self) -> "pd.DataFrame": return self.data.provenance
     def _numbers(self, ids) -> torch.Tensor: return torch.from_numpy(self.data._rows.numbers(ids)).to(self.device)
 
     def images(self, ids) -> torch.Tensor:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ALGORITHM', 'SMALL', 'CARD', 'pack_shard', 'pack', 'slice_from_environment']
 
-# %% ../../nbs/lib/08c_data.packing.ipynb #54a63c58
+# %% ../../nbs/lib/08c_data.packing.ipynb #f54c0d7e
 import operator
 import os
 import pickle
@@ -24,7 +24,6 @@ from multiprocessing import get_context
 from multiprocessing import parent_process
 from pathlib import Path
 import numpy as np
-import pandas as pd
 import torch
 from ..core import ImageError
 from ..core import InputError

@@ -5,14 +5,11 @@
 # %% auto #0
 __all__ = ['COLD', 'METHOD', 'AnchoredOptions', 'PlainHead', 'RotaryEncoder', 'is_rotary', 'DINOv3']
 
-# %% ../../nbs/lib/46i_methods.dinov3.ipynb #1624cf00
+# %% ../../nbs/lib/46i_methods.dinov3.ipynb #e8615eea
 import math
 from copy import copy
 from dataclasses import dataclass
-import timm
 import torch
-from timm.optim import param_groups_layer_decay
-from timm.optim import param_groups_weight_decay
 from torch import nn
 from ..core import InputError
 from .dino import OWN
@@ -65,7 +62,7 @@ class AnchoredOptions(PatchOptions):
         if self.gram_every < 1: raise InputError(f"gram_every={self.gram_every}: must be at least 1 epoch")
         if self.koleo and self.koleo_group < 2: raise InputError(f"koleo_group={self.koleo_group}: neighbours are sought among 2 images at least")
 
-# %% ../../nbs/lib/46i_methods.dinov3.ipynb #00a5adba
+# %% ../../nbs/lib/46i_methods.dinov3.ipynb #76d84c1f
 class PlainHead(PrototypeHead):
     "A `PrototypeHead` whose last layer is an ordinary linear one without bias: (n, dim) -> logits (n, K)."
     def __init__(self, dim: int, prototypes: int, hidden: int, bottleneck: int):
@@ -79,6 +76,7 @@ class RotaryEncoder(MaskedEncoder):
         nn.Module.__init__(self)
         patch = {"patch_size": config.patch_size} if config.patch_size else {}
         size = (config.img_size, config.img_size) if isinstance(config.img_size, int) else tuple(config.img_size)
+        import timm      # here and below: it takes a second, and a list of methods needs none of it
         self.encoder = timm.create_model(config.model, img_size=size, in_chans=config.in_chans, num_classes=0, global_pool="token", dynamic_img_size=True, **patch, **options)
         self.size, self.patch_size, self.dim, self.prefix = size, tuple(self.encoder.patch_embed.patch_size), self.encoder.embed_dim, self.encoder.num_prefix_tokens
         view_size(size, self.patch_size, "img_size")
@@ -93,9 +91,11 @@ class RotaryEncoder(MaskedEncoder):
         for block in vit.blocks: x = block(x, rope=rope)
         return vit.norm(x)
 
-def is_rotary(model: str) -> bool: return timm.is_model(model) and timm.models.model_entrypoint(model).__module__ == "timm.models.eva" and "dinov3" in model
+def is_rotary(model: str) -> bool:
+    import timm
+    return timm.is_model(model) and timm.models.model_entrypoint(model).__module__ == "timm.models.eva" and "dinov3" in model
 
-# %% ../../nbs/lib/46i_methods.dinov3.ipynb #539cc836
+# %% ../../nbs/lib/46i_methods.dinov3.ipynb #0624fc06
 COLD = dict(patch_prototypes=256, momentum=0.95, clip=3.0, koleo_group=8, teacher_temperature=0.01, teacher_temperature_end=0.01, patch_temperature=0.01, patch_temperature_end=0.01)      # of the small preset
 
 class DINOv3(IBOT):
@@ -123,6 +123,7 @@ class DINOv3(IBOT):
 
     def param_groups(self) -> list[dict]:
         "timm gives the last block, as the last norm, rate 1; published is one factor less for all but the norm and the heads."
+        from timm.optim import param_groups_layer_decay, param_groups_weight_decay
         o, decay, groups = self.options, self.recipe.weight_decay, []
         last, embed = ({id(p) for p in part.parameters()} for part in (self.encoder.norm, self.encoder.patch_embed))
         for g in param_groups_layer_decay(self.encoder, decay, layer_decay=o.layer_decay):

@@ -6,11 +6,10 @@
 __all__ = ['OWN', 'BASE', 'METHOD', 'HistogramShift', 'restoring_decoder', 'Restorer', 'StepDown', 'Options', 'root_mean_square',
            'Frepa']
 
-# %% ../../nbs/lib/46l_methods.frepa.ipynb #41953e7b
+# %% ../../nbs/lib/46l_methods.frepa.ipynb #2d84492d
 import math
 from dataclasses import dataclass
 import torch
-from timm.layers import LayerNorm2d
 from torch import nn
 from ..core import InputError
 from ..core import uniform
@@ -53,7 +52,7 @@ class HistogramShift:
         y = torch.lerp(bent.gather(1, k), bent.gather(1, k + 1), x - k).view_as(images)
         return torch.where((u[:, -1] < self.p).view(-1, 1, 1, 1), low + y * (high - low), images)
 
-# %% ../../nbs/lib/46l_methods.frepa.ipynb #47f58835
+# %% ../../nbs/lib/46l_methods.frepa.ipynb #e77071bd
 class _PixelStatistics(BatchStatistics):
     "Batch norm of maps (B, C, H, W) over the pixels of all processes."
     def forward(self, x):
@@ -77,6 +76,7 @@ class Restorer(nn.Module):
         self.body.mean.zero_(); self.body.std.fill_(1)
         side = self.body.patch_size[0]
         if self.body.patch_size != (side, side) or side & (side - 1): raise InputError(f"patches of {self.body.patch_size[0]}x{self.body.patch_size[1]} pixels: the decoder doubles its maps, so a patch must be square with a side of 2, 4, 8, 16, ...")
+        from timm.layers import LayerNorm2d
         self.neck = nn.Sequential(nn.Conv2d(self.body.dim, channels, 1, bias=False), LayerNorm2d(channels), nn.Conv2d(channels, channels, 3, padding=1, bias=False), LayerNorm2d(channels))
         self.decoder = restoring_decoder(channels, side.bit_length() - 1)
 

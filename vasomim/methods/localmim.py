@@ -6,13 +6,12 @@
 __all__ = ['SCALES', 'OWN', 'BASE', 'METHOD', 'ScaleDecoder', 'masked_share', 'default_taps', 'LocalAutoencoder', 'Options',
            'LocalMIM']
 
-# %% ../../nbs/lib/46f_methods.localmim.ipynb #cab08d8b
+# %% ../../nbs/lib/46f_methods.localmim.ipynb #982226f2
 import math
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from timm.layers import LayerNorm2d
 from ..core import InputError
 from ..hog import hog
 from ..losses import reconstruction_loss
@@ -26,7 +25,7 @@ from ..training.method import Batch
 from ..training.method import Recipe
 from ..training.method import method_options
 
-# %% ../../nbs/lib/46f_methods.localmim.ipynb #b8529225
+# %% ../../nbs/lib/46f_methods.localmim.ipynb #b10bca70
 SCALES = (4, 2, 1, 0.5)     # cells per patch and side, from the lowest tap to the highest
 
 class ScaleDecoder(Decoder):
@@ -34,6 +33,7 @@ class ScaleDecoder(Decoder):
     def __init__(self, grid, encoder_dim: int, bins: int, scale: float, dim: int = 256, depth: int = 1, heads: int = 8):
         super().__init__(grid, encoder_dim, None, dim, depth, heads)
         half, quarter = dim // 2, dim // 4
+        from timm.layers import LayerNorm2d
         layers = {4: [nn.ConvTranspose2d(dim, half, 2, 2), LayerNorm2d(half), nn.GELU(), nn.ConvTranspose2d(half, quarter, 2, 2)], 2: [nn.ConvTranspose2d(dim, half, 2, 2)], 1: [], 0.5: [nn.AvgPool2d(2)]}[scale]
         self.grid, self.head = grid, nn.Sequential(*layers, nn.Conv2d({4: quarter, 2: half}.get(scale, dim), bins, 1))
 

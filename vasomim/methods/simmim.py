@@ -6,11 +6,9 @@
 __all__ = ['OWN', 'BASE', 'METHOD', 'masked_l1', 'with_relative_positions', 'simmim_init', 'MaskTokenEncoder', 'StepRecipe',
            'Options', 'SimMIM']
 
-# %% ../../nbs/lib/46d_methods.simmim.ipynb #697b5355
+# %% ../../nbs/lib/46d_methods.simmim.ipynb #9f619a2c
 from dataclasses import dataclass
-import timm
 import torch
-from timm.optim import param_groups_weight_decay
 from torch import nn
 from ..core import InputError
 from ..core import unknown_name
@@ -35,11 +33,12 @@ def masked_l1(pred: torch.Tensor,   # (B, N, P*P*C)
         error = (pred.float() - target.float()).abs().mean(-1)
         return (error * mask).sum() / (mask.sum() + 1e-5 / pred.shape[-1])
 
-# %% ../../nbs/lib/46d_methods.simmim.ipynb #2970b82a
+# %% ../../nbs/lib/46d_methods.simmim.ipynb #731e7909
 def with_relative_positions(vit: nn.Module, drop_path: float = 0.0) -> nn.Module:
     "A timm `Beit` of the same width, depth, heads and patches, with one relative-position bias for all blocks, no absolute positions, and LayerScale 0.1. Raises `InputError` for a ViT without class token, or with registers."
     if vit.num_prefix_tokens != 1 or vit.cls_token is None: raise InputError("positions='relative' needs a model with a class token and without registers; use another model, or positions='absolute'")
     embed, block = vit.patch_embed, vit.blocks[0]
+    import timm
     return timm.create_model("beit_base_patch16_224", img_size=tuple(embed.img_size), patch_size=tuple(embed.patch_size), in_chans=embed.proj.in_channels, num_classes=0, embed_dim=vit.embed_dim, depth=len(vit.blocks),
                              num_heads=block.attn.num_heads, mlp_ratio=block.mlp.fc1.out_features / vit.embed_dim, drop_path_rate=drop_path, init_values=0.1, global_pool="token", use_fc_norm=False,
                              use_abs_pos_emb=False, use_rel_pos_bias=False, use_shared_rel_pos_bias=True)
@@ -86,7 +85,7 @@ class MaskTokenEncoder(GrayEncoder):
     def forward(self, images: torch.Tensor, mask: torch.Tensor, visible=None) -> torch.Tensor:   # visible: as a masked autoencoder's; no token is left out, so it makes no difference
         return self.head(self.tokens(images, mask)[:, self.prefix:])
 
-# %% ../../nbs/lib/46d_methods.simmim.ipynb #6b7abb04
+# %% ../../nbs/lib/46d_methods.simmim.ipynb #afab2d5a
 @dataclass(frozen=True)
 class StepRecipe(Recipe):
     "A constant learning rate after the warm-up, a tenth of it from `drop` (share of training) on. Source: SimMIM's 800-epoch recipe."
@@ -139,6 +138,7 @@ class SimMIM(MAE):
 
     def param_groups(self) -> list[dict]:
         "No decay on one-dimensional tensors, biases, class token and absolute positions."
+        from timm.optim import param_groups_weight_decay
         return param_groups_weight_decay(self, self.recipe.weight_decay, no_weight_decay_list=["mae.encoder.cls_token", "mae.encoder.pos_embed"])
 
     def forward(self, batch: Batch, progress: float) -> dict:

@@ -5,20 +5,19 @@
 # %% auto #0
 __all__ = ['GrayEncoder', 'view_size']
 
-# %% ../../nbs/lib/45d_training.gray_encoder.ipynb #c5943061
+# %% ../../nbs/lib/45d_training.gray_encoder.ipynb #b576273c
 import torch
 from torch import nn
-from timm.models.vision_transformer import VisionTransformer
 from ..core import InputError
 from ..mae import create_encoder
 
-# %% ../../nbs/lib/45d_training.gray_encoder.ipynb #bb504aab
+# %% ../../nbs/lib/45d_training.gray_encoder.ipynb #ad322d4b
 class GrayEncoder(nn.Module):
     "(B, 1, h, w) in [0, 1] -> tokens (B, prefix + N, D) after the final norm. Views smaller than `config.img_size` are welcome where patches tile them: positions are resampled. Raises `InputError` for a model that cannot be built."
     def __init__(self, config, **options):    # config: model, img_size, in_chans, patch_size of the job; options: further ones of timm
         super().__init__()
         patch = {"patch_size": config.patch_size} if config.patch_size else {}
-        self.encoder: VisionTransformer = create_encoder(config.model, config.img_size, config.in_chans, dynamic_img_size=True, **patch, **options)
+        self.encoder = create_encoder(config.model, config.img_size, config.in_chans, dynamic_img_size=True, **patch, **options)
         mean, std = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) if config.in_chans == 3 else ((0.449,), (0.226,))
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1)); self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         self.size, self.patch_size, self.dim, self.prefix = tuple(self.encoder.patch_embed.img_size), tuple(self.encoder.patch_embed.patch_size), self.encoder.embed_dim, self.encoder.num_prefix_tokens

@@ -5,14 +5,12 @@
 # %% auto #0
 __all__ = ['tokens_at', 'small_normal', 'shrink_deeper', 'PatchEncoder', 'Predictor', 'StretchedRecipe', 'JEPA', 'skill']
 
-# %% ../../nbs/lib/45f_training.jepa.ipynb #92c8389d
+# %% ../../nbs/lib/45f_training.jepa.ipynb #da7f3faf
 from dataclasses import dataclass
 from functools import partial
-import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
-from timm.models.vision_transformer import Block
 from ..core import InputError
 from ..mae import sincos_positions
 from .gray_encoder import GrayEncoder
@@ -21,7 +19,7 @@ from .method import Recipe
 from .teacher import Teacher
 from .teacher import rising_momentum
 
-# %% ../../nbs/lib/45f_training.jepa.ipynb #a61162f9
+# %% ../../nbs/lib/45f_training.jepa.ipynb #9b3d6024
 def tokens_at(tokens: torch.Tensor,  # (n, N, D)
               index: torch.Tensor,   # (n, K)
              ) -> torch.Tensor:
@@ -45,6 +43,7 @@ class PatchEncoder(GrayEncoder):
     def __init__(self, config):
         super().__init__(config)
         patch = {"patch_size": config.patch_size} if config.patch_size else {}
+        import timm
         vit = timm.create_model(config.model, img_size=self.size, in_chans=config.in_chans, num_classes=0, class_token=False, reg_tokens=0, global_pool="avg", fc_norm=False, **patch)
         self.encoder, self.prefix, self.grid = vit, 0, tuple(vit.patch_embed.grid_size)
         vit.apply(small_normal); shrink_deeper(vit.blocks)
@@ -58,13 +57,14 @@ class PatchEncoder(GrayEncoder):
         for block in vit.blocks: x = block(x)
         return vit.norm(x)
 
-# %% ../../nbs/lib/45f_training.jepa.ipynb #140288fe
+# %% ../../nbs/lib/45f_training.jepa.ipynb #f23788a2
 class Predictor(nn.Module):
     """Features of targets from context tokens. context (n, K, dim); context_positions (n, K, width); target_positions (n*m, T, width), m sequences for each context, one after the other;
     condition (n*m, c) -> (n*m, T, dim). Raises `InputError` where heads do not divide the width."""
     def __init__(self, dim: int, grid: tuple[int, int], width: int = 384, depth: int = 6, heads: int = 12, condition: int = 0):
         super().__init__()
         if width % heads: raise InputError(f"decoder_dim={width} is not divisible by decoder_heads={heads}")
+        from timm.models.vision_transformer import Block
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.embed, self.mask_token = nn.Linear(dim, width), nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(sincos_positions(grid, width), requires_grad=False)      # (N, width)

@@ -5,17 +5,15 @@
 # %% auto #0
 __all__ = ['View', 'Batch', 'Recipe', 'About', 'Method', 'method_options', 'find_method', 'find_presets']
 
-# %% ../../nbs/lib/40_training.method.ipynb #cf3809c8
+# %% ../../nbs/lib/40_training.method.ipynb #944d7424
 import importlib
 import math
 import pkgutil
 from dataclasses import dataclass
 from dataclasses import fields
 from pathlib import Path
-import timm
 import torch
 import torch.nn as nn
-from timm.optim import param_groups_weight_decay
 from ..checkpoint import export_encoder
 from ..core import InputError
 from ..core import RowRandom
@@ -96,7 +94,7 @@ class About:
     cost: float = 0.0           # multiply-adds of training on an image, relative to MAE with 75 % masked: the published recipes (ViT-B/16 at 224 pixels, Frepa at 512), arithmetic, which bench/bench_methods.py --base counts
     weights: str = ""           # published weights that fine-tuning can start from
 
-# %% ../../nbs/lib/40_training.method.ipynb #d26d4359
+# %% ../../nbs/lib/40_training.method.ipynb #cd75adda
 class Method(nn.Module):
     """Base of all pre-training methods. Subclasses set `encoder` (a timm model), `views` and `recipe`, and define `forward`.
     A method whose product is no timm model also defines `export` and `opened`."""
@@ -114,6 +112,7 @@ class Method(nn.Module):
 
     def param_groups(self) -> list[dict]:
         "Groups for AdamW; a group may carry `lr_scale`. Default: no weight decay on one-dimensional tensors and biases."
+        from timm.optim import param_groups_weight_decay      # here and below: timm takes a second to import, and a list of presets needs none of it
         return param_groups_weight_decay(self, self.recipe.weight_decay)
 
     def before_epoch(self, epoch: int, batches): "Called before each epoch with the batches of the data side."
@@ -138,6 +137,7 @@ class Method(nn.Module):
     @staticmethod
     def opened(folder, trained: bool = True) -> nn.Module:
         "What `export` wrote, with its weights or with random ones, as a network with `forward_features` (B, C, H, W) -> (B, N, D), `num_prefix_tokens` and `pretrained_cfg` (input_size, mean, std)."
+        import timm
         return timm.create_model(f"local-dir:{folder}", pretrained=trained, num_classes=0)
     def pictures(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
         "Maps worth looking at, name -> (B, 1, H, W); kept in the run folder. Default: none."
