@@ -229,7 +229,7 @@ def test_angiograms_of_the_sample_sets_or_phantoms(page, tmp_path):
     found = [d for n in ("dca1", "xcad", "danilov", "angiodata", "xa-dicom") if (d := shared_dir("data", n))]
     if not found: (tmp_path / "phantoms").mkdir(); (tmp_path / "phantoms" / "a.png").write_bytes(image_bytes(angiogram(512))); found = [tmp_path / "phantoms"]
     before, hidden = picture(page, "image"), re.compile(r"\b[1-9][\d.]* %\s*of the vessel pixels")
-    for directory in found:
+    for directory in (f.resolve() for f in found):
         page.locator(".data-dir input").fill(str(directory)); page.locator(".data-dir input").press("Enter")
         expect(page.locator(".explorer-settings textarea")).to_have_value(re.compile(re.escape(f"data_dir='{directory}'")))
         expect(page.locator(".explorer-numbers")).to_contain_text(hidden); expect(page.locator(".explorer-message")).to_have_text("")
