@@ -21,7 +21,7 @@ from playwright.sync_api import sync_playwright
 
 SAMPLING = {"progress e/E": ".training-progress .noUi-handle", "mask ratio γ": ".mask-ratio .noUi-handle", "end β_E": ".beta-end .noUi-handle", "new draw": "button.explorer-redraw"}
 OTHERS = {"share η": ".eta .noUi-handle", "threshold α": ".percentile .noUi-handle", "border": ".border .noUi-handle", "largest σ": ".largest .noUi-handle", "patch size": ".patch-size select", "vesselness": ".vesselness select",
-          "image file": ".image select", "image side": ".img-size select"}
+          "image file": ".image select", "image side": ".img-size select", "view angle": ".primary-angle .noUi-handle"}
 WATCH = """() => { window.moved = {last: 0, count: 0};
   const seen = async e => { try { await e.decode(); } catch {} moved.last = performance.now(); moved.count++; };
   window.watcher = new MutationObserver(list => { for (const m of list) if (m.target.tagName === "IMG") seen(m.target); });

@@ -51,7 +51,7 @@ from .explorer_widgets import set_controls
 # %% ../nbs/lib/61_explorer.ipynb #237b7fa7
 _all_ = ["Cache", "Comparison", "ExplorerState", "Network", "Panels", "as_text", "compare", "explore", "open_image", "picture", "read_text", "render"]
 
-# %% ../nbs/lib/61_explorer.ipynb #c5b4999b
+# %% ../nbs/lib/61_explorer.ipynb #b306136a
 class _Display(Layout):
     "A layout that shows states."
     def show(self, state: ExplorerState, notes=()):
@@ -61,9 +61,10 @@ class _Display(Layout):
         source = (state.data_dir, state.image, state.row, state.frame, state.upload) if state.data_dir or state.upload else (state.phantom, state.pack_size, *state.view().values())
         seen = self.cache(lambda: open_picture(state, place, self.uploaded), "picture", *source)
         panels = explore(seen.image, state, self.segmentor, self.cache, seen.visible, network)
-        for name, text in captions(panels, seen.words, network).items():
-            self.captions[name].value = text
+        told = captions(panels, seen.words, network)
+        for name in told:      # pictures first: each value is a message of its own
             if self.panels is None or self.panels.keys.get(name) != panels.keys[name]: self.images[name].value = encoded(panels, name, self.size)
+        for name, text in told.items(): self.captions[name].value = text
         for name in OF_NETWORK: self.tiles[name].layout.display = "flex" if name in panels.maps else "none"
         self.state, self.panels, self.place, self.network, self.seen = state, panels, place, network, seen
         self.numbers.value, self.text.value = numbers_html(panels), as_text(state)
