@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['PredictOptions', 'read_image', 'checksum', 'read_ahead', 'predict']
 
-# %% ../nbs/lib/52_predict.ipynb #a5c21399
+# %% ../nbs/lib/52_predict.ipynb #0c903ae4
 import hashlib
 import json
-import sys
 import time
 import zlib
 from collections import deque
@@ -21,6 +20,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from .core import ImageError
 from .core import InputError
+from .core import no_bar
 from .core import resolve_device
 from .core import unknown_name
 from .data.safely import alone
@@ -94,14 +94,13 @@ def read_ahead(pairs, prepare, ahead: int):
             while waiting: yield waiting.popleft().result()
         finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/lib/52_predict.ipynb #520839f9
+# %% ../nbs/lib/52_predict.ipynb #46b05c81
 def _facts(place: Path, facts, predictor, options: PredictOptions, precision: str) -> dict:
     "What the results depend on besides the images."
     with open(place / "model.safetensors", "rb") as f: weights = hashlib.file_digest(f, "sha256").hexdigest()[:16]
     plain = json.loads(json.dumps(vars(facts), default=str))
     return dict(network=dict(plain, weights=weights), options=dict(predictor.settings, overlays=options.overlays, precision=precision))
 
-def _quiet() -> bool: return not (sys.stderr.isatty() or "ipykernel" in sys.modules)
 
 def _finished(source, known: dict | None, predictor, tables: Tables) -> set[str]:
     "Identities of the images that need not be done again."
@@ -111,7 +110,7 @@ def _finished(source, known: dict | None, predictor, tables: Tables) -> set[str]
     def same(record):
         try: return checksum(read_image(record)) == finished[record.id][1]
         except ImageError: return False
-    return {r.id for r in tqdm(there, desc="comparing", unit="image", disable=_quiet()) if same(r)}
+    return {r.id for r in tqdm(there, desc="comparing", unit="image", disable=no_bar()) if same(r)}
 
 def _finish(item: Item, found, predictor, tables: Tables, overlay: bool, began: float):
     "Writes what was found on an image; its row last."
@@ -132,7 +131,7 @@ def _predict(items: list, predictor, tables: Tables, overlays: bool):
 def _work(todo: list, predictor, tables: Tables, options: PredictOptions) -> list[ImageError]:
     "Predicts and writes (record, name) pairs; the images that could not be read."
     bad, n, stream = [], options.batch_size, read_ahead(todo, predictor.prepare, options.batch_size)
-    with tables, torch.inference_mode(), tqdm(total=len(todo), desc="predicting", unit="image", disable=_quiet()) as bar:
+    with tables, torch.inference_mode(), tqdm(total=len(todo), desc="predicting", unit="image", disable=no_bar()) as bar:
         while batch := list(islice(stream, n)):
             bad += (errors := [b for b in batch if isinstance(b, ImageError)])
             if errors and (root := todo[0][0].root) and not Path(root).is_dir():

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['ALGORITHM', 'SMALL', 'CARD', 'pack_shard', 'pack', 'slice_from_environment']
 
-# %% ../../nbs/lib/08c_data.packing.ipynb #f54c0d7e
+# %% ../../nbs/lib/08c_data.packing.ipynb #0d874b82
 import operator
 import os
 import pickle
 import shutil
 import signal
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from ..core import ImageError
 from ..core import InputError
+from ..core import no_bar
 from ..core import unknown_name
 from ..core import usable_cpus
 from .packed import NewerFormat
@@ -203,7 +203,7 @@ def _check_space(out: Path, rows: int, row_bytes: int):
     free = shutil.disk_usage(place).free
     if rows*row_bytes > free: raise InputError(f"{out}: {rows*row_bytes/1e9:.1f} GB are needed, {free/1e9:.1f} GB are free; make room, choose another disk, or a smaller size")
 
-# %% ../../nbs/lib/08c_data.packing.ipynb #cdcdbb37
+# %% ../../nbs/lib/08c_data.packing.ipynb #98b49d91
 def _pack_missing(source: Source, work: WorkFolder, rows: int, row_bytes: int, settings: dict, processes: int | None, progress: bool):
     "This process's part of the shards that are not there yet."
     from tqdm.auto import tqdm
@@ -214,7 +214,7 @@ def _pack_missing(source: Source, work: WorkFolder, rows: int, row_bytes: int, s
     count, cpus = _process_count(processes, images, len(todo), source[0], settings["extractor"]), usable_cpus()
     if 0 < len(todo) < all_mine: print(f"{work.out.name}: goes on; {all_mine - len(todo)} of {all_mine} shards are there")
     if todo: print(f"{work.out.name}: {count} process{'es' if count > 1 else ''}, {1 if count > 1 else cpus} thread{'s' if count == 1 and cpus > 1 else ''} each", flush=True)
-    with tqdm(total=images, unit="image", desc="packing", disable=not (progress and (sys.stderr.isatty() or "ipykernel" in sys.modules))) as bar:
+    with tqdm(total=images, unit="image", desc="packing", disable=not progress or no_bar()) as bar:
         _pack_shards(source, todo, work.path, rows, settings, count, bar)
 
 def _report(work: WorkFolder) -> PackedDataset | None:

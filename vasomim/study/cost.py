@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['SAME', 'YARDSTICK', 'pretraining_step', 'finetuning_step', 'images_of', 'estimate', 'describe']
 
-# %% ../../nbs/lib/55f_study.cost.ipynb #2b5378a6
+# %% ../../nbs/lib/55f_study.cost.ipynb #4269e014
 import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.nn.attention import SDPBackend
 from torch.nn.attention import sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
+from ..core import no_bar
 from ..core import RowRandom
 from ..core import resolve_device
 from ..data.sources.catalog import open_source
@@ -82,7 +82,7 @@ def images_of(p: Planned, cache: dict, absent: dict) -> int:
     if key not in cache: cache[key] = len(choose_parts(open_source(data_dir, config["dataset"], **config["reader"]), config["resplit"], config["split_seed"])["train"])
     return round(cache[key] * config["label_fraction"]) * config["epochs"]
 
-# %% ../../nbs/lib/55f_study.cost.ipynb #4bc6a9bd
+# %% ../../nbs/lib/55f_study.cost.ipynb #7ff6f3d4
 SAME = ("seed", "label_fraction", "epochs", "phantoms", "split_seed", "resplit", "augment", "data", "dataset", "lr", "base_lr", "weight_decay", "batch_size", "warmup_epochs", "beta_start", "beta_end", "eta", "percentile", "select")
 
 def _key(job: Job) -> str: return json.dumps([job.kind, {k: v for k, v in job.config.items() if k not in SAME}], sort_keys=True)
@@ -91,7 +91,7 @@ def estimate(plan: list[Planned], store: Store, device: str = "auto", absent: di
     "One row per job that is not done: study, method, kind, images, gflops (of all images), seconds (on this device)."
     at, steps, counts, rows = resolve_device(device), {}, {}, []
     jobs = {p.job.id: p for p in plan}
-    for p in tqdm(jobs.values(), desc="counting", unit="job", disable=not sys.stderr.isatty() and "ipykernel" not in sys.modules):
+    for p in tqdm(jobs.values(), desc="counting", unit="job", disable=no_bar()):
         if store.rows(p.job.id) is not None or p.job.kind not in ("pretrain", "finetune"): continue
         if (key := _key(p.job)) not in steps:
             config = p.job.configured(**p.where, **({"checkpoint": "-"} if p.job.needs else {}))
@@ -105,11 +105,15 @@ YARDSTICK = 800 * 171_478 / (10 * 8)      # images an hour on one H20, from the 
 def describe(plan: list[Planned], store: Store, device: str = "auto", absent: dict | None = None) -> str:
     "The plan and its cost, for people."
     table, at = estimate(plan, store, device, absent), resolve_device(device)
-    total = len({p.job.id for p in plan})
     name = torch.cuda.get_device_name(at) if at.type == "cuda" else f"{at.type}, {torch.get_num_threads()} thread(s)"
-    if table.empty: return f"{total} jobs, all done"
-    grouped = table.groupby(["kind", "method"], sort=False).agg(jobs=("images", "size"), images=("images", "sum"), PFLOPs=("gflops", lambda x: x.sum() / 1e6), hours=("seconds", lambda x: x.sum() / 3600)).round(2)
-    lines = [f"{total} jobs, {total - len(table)} of them done", grouped.to_string(), f"to do: {len(table)} jobs, {table['images'].sum():,} images, {table['gflops'].sum() / 1e6:,.1f} PFLOPs; {table['seconds'].sum() / 3600:,.1f} hours of training steps on {name}, as measured now with two images at a time"]
+    jobs = {p.job.id: p.job.kind for p in plan}
+    left = [kind for i, kind in jobs.items() if store.rows(i) is None]
+    if not left: return f"{len(jobs)} jobs, all done"
+    lines = [f"{len(jobs)} jobs, {len(jobs) - len(left)} of them done"]
+    if not table.empty:
+        grouped = table.groupby(["kind", "method"], sort=False).agg(jobs=("images", "size"), images=("images", "sum"), PFLOPs=("gflops", lambda x: x.sum() / 1e6), hours=("seconds", lambda x: x.sum() / 3600)).round(2)
+        lines += [grouped.to_string(), f"to do: {len(table)} jobs, {table['images'].sum():,} images, {table['gflops'].sum() / 1e6:,.1f} PFLOPs; {table['seconds'].sum() / 3600:,.1f} hours of training steps on {name}, as measured now with two images at a time"]
+    if looks := left.count("probe"): lines.append(f"and {looks} quick looks at encoders, whose minutes are not in these hours")
     if absent: lines.append(f"not here, and counted as the paper says: {', '.join(f'{Path(k).name} ({n:,} training images)' for k, n in absent.items())}; what is done cannot be told for them")
     trained = table[table["kind"] == "pretrain"]
     if len(trained): lines.append(f"pre-training at the pace of the paper's ViT-B (ten hours on eight H20, {YARDSTICK:,.0f} images an hour on each): {trained['images'].sum() / YARDSTICK:,.1f} GPU-hours for as many images; methods that compute more than VasoMIM take longer")

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['Here', 'Inside', 'Attempt', 'Cluster', 'engine', 'Progress', 'status', 'what', 'progress_table', 'reason', 'Runner']
 
-# %% ../../nbs/lib/55c_study.runner.ipynb #553570a1
+# %% ../../nbs/lib/55c_study.runner.ipynb #415d85c3
 import json
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from dataclasses import field
 from functools import partial
 from tqdm.auto import tqdm
 from ..core import InputError
+from ..core import no_bar
 from ..core import usable_cpus
 from .jobs import Job
 from .jobs import Planned
@@ -149,7 +149,7 @@ def progress_table(progress: Progress, plan: list[Planned]) -> str:
         lines += [f"  {title:8} {i}  {names.get(i, '')}" + (f": {why}" if why else "") for i, why in items.items()]
     return "\n".join(lines)
 
-# %% ../../nbs/lib/55c_study.runner.ipynb #2765c77b
+# %% ../../nbs/lib/55c_study.runner.ipynb #1ddc6465
 def reason(store: Store, job_id: str, code: int) -> str:
     "Why a job ended with a code."
     if (told := store.failure(job_id)) is not None: return told
@@ -248,7 +248,7 @@ class Runner:
     def run(self, pause: float = 0.2) -> Progress:
         "Until nothing is left that can be done. Raises `Interrupted` after a signal, when all jobs have saved and left; `InputError` when the folder cannot be written."
         self.store.plan(self.plan)
-        with _stoppable() as caught, tqdm(total=self.progress.total, initial=len(self.progress.done), unit="job", desc="study", disable=not sys.stderr.isatty() and "ipykernel" not in sys.modules) as bar:
+        with _stoppable() as caught, tqdm(total=self.progress.total, initial=len(self.progress.done), unit="job", desc="study", disable=no_bar()) as bar:
             try:
                 while (self.waiting or self.handles) and not caught:
                     self._start()

@@ -6,7 +6,7 @@
 __all__ = ['LABELS', 'Record', 'fingerprint', 'by_content', 'files_fingerprint', 'Source', 'join_sources', 'check_split',
            'split_groups']
 
-# %% ../../../nbs/lib/05_data.sources.base.ipynb #545e24e7
+# %% ../../../nbs/lib/05_data.sources.base.ipynb #cd4e416a
 import hashlib
 import json
 import os
@@ -21,8 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 from ...core import ImageError
 from ...core import InputError
+from ...core import no_bar
 from ...core import unknown_name
 from ..images import load_image
 
@@ -90,7 +92,7 @@ def fingerprint(*parts) -> str:
     "16 hexadecimal digits that stand for JSON-able `parts`."
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
-# %% ../../../nbs/lib/05_data.sources.base.ipynb #b6893d06
+# %% ../../../nbs/lib/05_data.sources.base.ipynb #fd0a9d6b
 _BY_CONTENT = ContextVar("by_content", default=False)
 
 @contextmanager
@@ -113,7 +115,9 @@ def files_fingerprint(root,      # folder that the paths are relative to
         with open(path, "rb") as file: digest = hashlib.file_digest(file, "sha256").hexdigest()
         return os.fspath(path).removeprefix(root).replace(os.sep, "/"), digest
     if not _BY_CONTENT.get(): return fingerprint(sorted(map(one, files)), *options)
-    with ThreadPoolExecutor() as pool: return fingerprint("content", sorted(pool.map(read, files)), *options)
+    files = list(files)
+    with ThreadPoolExecutor() as pool: found = sorted(tqdm(pool.map(read, files), "reading", len(files), unit="file", delay=3, leave=False, disable=no_bar()))      # gigabytes take minutes
+    return fingerprint("content", found, *options)
 
 # %% ../../../nbs/lib/05_data.sources.base.ipynb #b143dad9
 @dataclass(frozen=True)
