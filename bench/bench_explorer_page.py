@@ -2,7 +2,7 @@
 
     python bench/bench_explorer_page.py [--size 512] [--moves 40] [--csv figures/explorer_latency.csv]
 
-Each move is a key on the focused control (a slider's arrow, a list's next entry) or a click; the clock starts at the event and stops when the last picture that changes has been decoded. Then 500 moves in a row: does the
+The yardstick, in the same notebook: a bare slider that changes one small picture, nothing computed. Each move is a key on the focused control (a slider's arrow, a list's next entry) or a click; the clock starts at the event and stops when the last picture that changes has been decoded. Then 500 moves in a row: does the
 kernel's memory or the page grow? The server is a JupyterLab of its own with a token; nothing else should run on the machine (the load is printed).
 """
 import argparse
@@ -19,6 +19,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from explorer_servers import CHROMIUM, QUIET, jupyter_lab, open_lab, run_cells
 from playwright.sync_api import sync_playwright
 
+BARE = {"bare slider": ".bare .noUi-handle"}
+CELL = """import io, numpy as np, ipywidgets as w
+from PIL import Image
+def tile(i):
+    with io.BytesIO() as f: Image.fromarray(np.full((16, 16), i, np.uint8)).save(f, "PNG"); return f.getvalue()
+slider, shown = w.IntSlider(min=0, max=255).add_class("bare"), w.Image(value=tile(0), width=16, height=16).add_class("panel-bare")
+slider.observe(lambda change: setattr(shown, "value", tile(change.new)), "value")
+w.HBox([slider, shown])"""
 SAMPLING = {"progress e/E": ".training-progress .noUi-handle", "mask ratio γ": ".mask-ratio .noUi-handle", "end β_E": ".beta-end .noUi-handle", "new draw": "button.explorer-redraw"}
 OTHERS = {"share η": ".eta .noUi-handle", "threshold α": ".percentile .noUi-handle", "border": ".border .noUi-handle", "largest σ": ".largest .noUi-handle", "patch size": ".patch-size select", "vesselness": ".vesselness select",
           "image file": ".image select", "image side": ".img-size select", "view angle": ".primary-angle .noUi-handle"}
@@ -64,6 +72,7 @@ def main():
         for i in range(30): save_image(home / "root" / "files" / f"{i}.png", phantom(i, size=512).image)
         book = json.loads((home / "root" / "explore.ipynb").read_text(encoding="utf-8"))
         for cell in book["cells"]: cell["source"] = "".join(cell["source"]).replace("img_size=224", f"img_size={o.size}")
+        book["cells"].append(dict(cell_type="code", id="bare", metadata={}, source=CELL, outputs=[], execution_count=None))
         (home / "root" / "explore.ipynb").write_text(json.dumps(book), encoding="utf-8")
         browser = p.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, "--enable-precise-memory-info", "--js-flags=--expose-gc"])
         page = browser.new_page(viewport={"width": 1400, "height": 1100}); page.set_default_timeout(90_000)
@@ -71,7 +80,7 @@ def main():
         began = time.perf_counter(); run_cells(page); first = time.perf_counter() - began
         print(f"load before {began_load:.1f}; first pictures {first:.2f} s after running the notebook")
         page.wait_for_timeout(3000); page.evaluate(WATCH)
-        for kind, controls in (("sampling only", SAMPLING), ("all others", OTHERS)):
+        for kind, controls in (("nothing computed", BARE), ("sampling only", SAMPLING), ("all others", OTHERS)):
             print(f"{kind:14} {'control':14} {'median ms':>10} {'p95 ms':>8}  moves")
             for name, selector in controls.items():
                 if o.only and name not in o.only: continue
@@ -81,7 +90,7 @@ def main():
                 times, none = measure(page, selector, o.moves if "select" not in selector else o.moves // 2)
                 rows.append(dict(kind=kind, control=name, size=o.size, median_ms=round(float(np.median(times)), 1), p95_ms=round(float(np.percentile(times, 95)), 1), moves=len(times), without_change=none, load=round(os.getloadavg()[0], 2)))
                 print(f"{'':14} {name:14} {rows[-1]['median_ms']:10.1f} {rows[-1]['p95_ms']:8.1f}  {len(times)}" + (f" ({none} changed nothing)" if none else ""))
-        for kind in ("sampling only", "all others"):
+        for kind in ("nothing computed", "sampling only", "all others"):
             both = [r for r in rows if r["kind"] == kind]
             if both: print(f"{kind}: worst median {max(r['median_ms'] for r in both)}, worst p95 {max(r['p95_ms'] for r in both)} ms")
         state = lambda: (memory(page) / 1e6, page.evaluate("() => { gc(); return performance.memory.usedJSHeapSize / 1e6 }"), page.evaluate("() => document.querySelectorAll('*').length"))

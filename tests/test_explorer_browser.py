@@ -226,7 +226,7 @@ def test_folders_dicom_and_packed_sets_can_be_typed(page, lab, packed):
 def test_angiograms_of_the_sample_sets_or_phantoms(page, tmp_path):
     "Every kind of folder is opened by its name alone; vessels are found, and some of them hidden."
     from vasomim.core import shared_dir
-    found = [d for n in ("dca1", "xcad", "danilov", "angiodata", "xa-dicom") if (d := shared_dir("data", n))]
+    found = [d for n in ("dca1", "xcad", "arcade", "danilov", "angiodata", "xa-dicom") if (d := shared_dir("data", n))]
     if not found: (tmp_path / "phantoms").mkdir(); (tmp_path / "phantoms" / "a.png").write_bytes(image_bytes(angiogram(512))); found = [tmp_path / "phantoms"]
     before, hidden = picture(page, "image"), re.compile(r"\b[1-9][\d.]* %\s*of the vessel pixels")
     for directory in (f.resolve() for f in found):

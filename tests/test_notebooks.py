@@ -4,6 +4,7 @@ import configparser
 import json
 import re
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -114,6 +115,13 @@ def test_module_imports_only_from_below(module):
     assert not others & (NOTEBOOK_ONLY - allowed)
     lines = module.read_text(encoding="utf-8").count("\n")
     assert lines <= 400, f"{lines} lines; a module that can be held in the head has about 300"
+
+
+def test_a_list_of_methods_and_the_explorer_import_no_slow_library(tmp_path):
+    "timm, torchvision and pandas take two seconds together: who only reads names and looks at masks need not wait for them."
+    code = "import sys, vasomim.explorer; from vasomim.training.method import find_presets; assert 'dino' in find_presets(); print(sorted({'timm', 'torchvision', 'pandas', 'pydicom', 'segmentation_models_pytorch'} & set(sys.modules)))"
+    told = program(sys.executable, "-c", code, cwd=tmp_path)
+    assert told.returncode == 0 and told.stdout.strip() == "[]", told.stdout + told.stderr
 
 
 @pytest.fixture(scope="module")

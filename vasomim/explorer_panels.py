@@ -95,7 +95,7 @@ def _grow(found: tuple, s: ExplorerState) -> torch.Tensor:
     else: mask = large_components(mask)
     return torch.from_numpy(np.ascontiguousarray(undo(mask)))[None, None]
 
-# %% ../nbs/lib/60b_explorer_panels.ipynb #a807cce9
+# %% ../nbs/lib/60b_explorer_panels.ipynb #dfc3710c
 def _cut(x, size: int, how): return how(x, torch.tensor([[0.0, 0.0, *x.shape[2:]]]), size)
 
 def _as_seen(image: torch.Tensor, s: ExplorerState) -> torch.Tensor:
@@ -104,7 +104,7 @@ def _as_seen(image: torch.Tensor, s: ExplorerState) -> torch.Tensor:
     return _cut((packed * 255).round().to(torch.uint8), s.img_size, crop_images)
 
 @lru_cache(1)
-def _shipped_segmentor(): return load_segmentor().to(memory_format=torch.channels_last)      # the same bits in two thirds of the time
+def _shipped_segmentor(): return load_segmentor()
 
 # %% ../nbs/lib/60b_explorer_panels.ipynb #4fcbd036
 @torch.no_grad()
