@@ -39,7 +39,7 @@ def built(preset: str, **changes):
     return importlib.import_module(f"vasomim.methods.{config.method}").METHOD(config).train(), config
 
 
-def batches_of(method, world: int = 1, rank: int = 0) -> Batches: return Batches(InMemory(IMAGES, 96), method.views, BATCH, 0, world, rank)
+def batches_of(method, world: int = 1, rank: int = 0, accumulate: int = 1) -> Batches: return Batches(InMemory(IMAGES, 96), method.views, BATCH, 0, world, rank, accumulate)
 
 
 EXACT = dict(drop_path=0.0, koleo_group=2)      # what else depends on the number of processes: which blocks are dropped, among whom neighbours are sought
@@ -50,16 +50,19 @@ def exact(preset: str) -> dict:
     return {f.name: EXACT[f.name] for f in fields(Options) if f.name in EXACT} if Options else {}
 
 
-def loss_and_gradients(preset: str, world: int = 1, rank: int = 0, precision=torch.float32, step: int = 1, **changes):
+def loss_and_gradients(preset: str, world: int = 1, rank: int = 0, precision=torch.float32, step: int = 1, accumulate: int = 1, **changes):
     "(method, parts, name -> gradient) of one step."
     method, config = built(preset, **changes)
-    batches = batches_of(method, world, rank)
+    batches = batches_of(method, world, rank, accumulate)
     method.before_epoch(0, batches)
     torch.manual_seed(1)
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16): out = method(batches(step, ahead=False), 0.5)
-    out["loss"].backward()
+    parts = {}
+    for k in range(accumulate):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16): out = method(batches(step, k, ahead=False), 0.5)
+        (out["loss"] / accumulate).backward()
+        for name, value in out.items(): parts[name] = parts.get(name, 0) + value.detach() / accumulate
     batches.close()
-    return method, {k: v.detach() for k, v in out.items()}, {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+    return method, parts, {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
 
 
 class Elsewhere(RowRandom):

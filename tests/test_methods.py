@@ -93,6 +93,17 @@ def test_two_processes_agree_with_one(name, shared):
 
 
 @each
+def test_parts_of_a_batch_are_the_batch_or_a_resume_keeps_them(name):
+    "Two halves, accumulated, have the gradients of the whole; where they have not, a run resumed with other parts is refused."
+    _, whole, gradients = loss_and_gradients(METHODS[name], **exact(METHODS[name]))
+    method, parts, halves = loss_and_gradients(METHODS[name], accumulate=2, **exact(METHODS[name]))
+    total = float(torch.stack([g.norm() for g in gradients.values()]).norm())
+    away = max(float((halves[k] - g).norm()) for k, g in gradients.items()) / total
+    assert (away > 1e-3) == ("accumulate" in method.depends_on(1, 2)) and (away < 1e-5 or away > 1e-3), f"{away:.1e} {method.depends_on(1, 2)}"
+    if away < 1e-5: torch.testing.assert_close(parts["loss"], whole["loss"], rtol=1e-5, atol=1e-6)
+
+
+@each
 def test_facts_are_told(name):
     about = built(METHODS[name])[0].about
     assert about.title and about.source and about.licence and about.cost > 0

@@ -208,7 +208,7 @@ def keep_pictures(run: RunFolder, method, data: PackedDataset, device, count: in
     shown = [maps[k] for k in ("image", "masked", "reconstruction", "pasted", "error", "seen_in_image", "seen_in_reconstruction") if k in maps]
     save_image(make_grid(torch.stack(shown, 1).flatten(0, 1), nrow=len(shown), padding=2), run.pictures / "reconstruction.png")
 
-# %% ../nbs/lib/50_pretrain.ipynb #ef589223
+# %% ../nbs/lib/50_pretrain.ipynb #353f18f2
 def pretrain(config: PretrainConfig) -> Path:
     """Pre-trains an encoder and returns the run folder. With nproc > 1 it starts the processes itself; under torchrun it joins them.
     Raises `InputError` for what cannot work, before anything is computed where that can be known; `Interrupted` after a signal, with the state saved."""
@@ -219,7 +219,7 @@ def pretrain(config: PretrainConfig) -> Path:
         extractor(config)
         torch.manual_seed(config.seed)
         build = find_method(config.method)
-        if config.segmentor != "train": method = build(config)          # a model that cannot be built stops here
+        method = build(config if config.segmentor != "train" else replace(config, segmentor="default"))      # a model that cannot be built stops here
         if place.first:
             run.prepare(config); print(f"run folder: {run.path}", flush=True)
             print(f"data: {data_name(config)}", flush=True)
@@ -227,7 +227,8 @@ def pretrain(config: PretrainConfig) -> Path:
         if config.masking == "guided" and data.info["extractor"] is None:
             raise InputError(f"{data.folders[0]}: packed without vessel masks, which masking='guided' needs; pack it with an extractor, or give the folder of images as data_dir")
         if config.resident == "yes" or (config.resident == "auto" and fits(data, place.device)): data = ResidentDataset(data, place.device)
-        if place.first: run.remember_data(dict(fingerprint=data.info["fingerprint"], images=len(data), size=list(data.size), left_out=data.info["bad"]))
+        more = method.depends_on(place.world, config.accumulate)
+        if place.first: run.remember_data(dict(fingerprint=data.info["fingerprint"], images=len(data), size=list(data.size), left_out=data.info["bad"], **more))
         if config.segmentor == "train":
             at = prepare_segmentor(config, data, run).segmentor if place.first else None
             torch.manual_seed(config.seed); method = build(replace(config, segmentor=place.share(at)))

@@ -61,7 +61,7 @@ class Options:
         for name in ("clip", "local_crops", "teacher_warmup_epochs", "freeze_last_epochs", "weight_decay_end"):
             if getattr(self, name) < 0: raise InputError(f"{name}={getattr(self, name)}: must not be negative")
 
-# %% ../../nbs/lib/46b_methods.dino.ipynb #17a7b733
+# %% ../../nbs/lib/46b_methods.dino.ipynb #c4a810fb
 OWN = dict(masking="random", weight_decay=0.04, betas=(0.9, 0.999), progress="step")      # of the family; masking: no vessel masks are needed
 BASE = dict(OWN, model="vit_base_patch16_224", img_size=224, epochs=400, warmup_epochs=10.0, batch_size=1024, base_lr=7.5e-4, min_lr=2e-6, pack_size=512)
 SMALL = dict(OWN, betas=(0.9, 0.95), crop_scale=(0.6, 1.0))      # hundreds of steps, not hundreds of thousands
@@ -72,6 +72,7 @@ class DINO(Method):
     "Self-distillation without labels; loss: cross-entropy with the teacher's prototypes. Source: Caron et al., ICCV 2021."
     Options = Options
     about = About("DINO", "Caron et al., ICCV 2021", "Apache-2.0", exports="teacher", cost=8.1, weights="checkpoints of facebookresearch/dino; timm:vit_*.dino")
+    whole_batch = True        # the centre is taken from it
     presets = {"dino": dict(SMALL, method="dino", options=SMALL_OPTIONS),
                "dino_base": dict(BASE, method="dino", crop_scale=(0.25, 1.0), options=dict(local_crops=10, local_scale=(0.05, 0.25), freeze_last_epochs=3, clip=0.3))}
 

@@ -94,7 +94,7 @@ class About:
     cost: float = 0.0           # multiply-adds of training on an image, relative to MAE with 75 % masked: the published recipes (ViT-B/16 at 224 pixels, Frepa at 512), arithmetic, which bench/bench_methods.py --base counts
     weights: str = ""           # published weights that fine-tuning can start from
 
-# %% ../../nbs/lib/40_training.method.ipynb #cd75adda
+# %% ../../nbs/lib/40_training.method.ipynb #87c4aa81
 class Method(nn.Module):
     """Base of all pre-training methods. Subclasses set `encoder` (a timm model), `views` and `recipe`, and define `forward`.
     A method whose product is no timm model also defines `export` and `opened`."""
@@ -105,6 +105,7 @@ class Method(nn.Module):
     encoder: nn.Module
     views: tuple[View, ...] = (View(),)
     recipe: Recipe = Recipe()
+    whole_batch: bool = False    # what an image teaches depends on the others of its batch (contrast, centres, neighbours), so that parts of a batch, accumulated, are not the batch
 
     def forward(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
         "A dict of scalar tensors: `loss`, which is minimised, and whatever else is worth a column in the metrics."
@@ -122,6 +123,14 @@ class Method(nn.Module):
         return False
     def before_step(self, progress: float): "Called between the backward pass and the optimiser's step."
     def after_step(self, progress: float): "Called after the optimiser's step (an EMA teacher)."
+    def depends_on(self, processes: int, accumulate: int) -> dict[str, int]:
+        """What else than its settings a run depends on, and must not change where it is resumed: the parts in which a batch is accumulated, where images learn from each other (`whole_batch`, batch norm);
+        the number of processes too where each draws for its own share what is dropped (drop path, dropout)."""
+        from timm.layers import DropPath
+        modules = list(self.modules())
+        drops = any(m.drop_prob for m in modules if isinstance(m, DropPath)) or any(m.p for m in modules if isinstance(m, nn.modules.dropout._DropoutNd))
+        mixes = self.whole_batch or any(m.training for m in modules if isinstance(m, nn.modules.batchnorm._NormBase))
+        return (dict(processes=processes) if drops else {}) | (dict(accumulate=accumulate) if drops or mixes else {})
     def compiled(self) -> list[nn.Module]:
         "Parts that torch.compile may compile; sampling of masks stays outside."
         return []

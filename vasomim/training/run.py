@@ -108,7 +108,7 @@ class RunFolder:
         old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else facts
         if old != facts:
             changed = "; ".join(f"{k}: {old.get(k)!r} -> {v!r}" for k, v in facts.items() if old.get(k) != v)
-            raise InputError(f"run_dir={self.path}: cannot resume with other data ({changed}); use the data of the beginning, or another run_dir with init_from")
+            raise InputError(f"run_dir={self.path}: cannot resume with other data or conditions ({changed}); use those of the beginning, or another run_dir with init_from")
         self.write("data.json", json.dumps(facts, indent=2))
 
     def write(self, name: str, text: str):
