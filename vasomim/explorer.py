@@ -22,6 +22,7 @@ from .explorer_compare import write_exports
 from .explorer_input import Place
 from .explorer_input import Upload
 from .explorer_input import located
+from .explorer_input import open_image
 from .explorer_input import open_picture
 from .explorer_input import open_place
 from .explorer_layout import Layout
@@ -40,7 +41,6 @@ from .explorer_panels import render
 from .explorer_state import ExplorerState
 from .explorer_state import as_text
 from .explorer_state import make_state
-from .explorer_state import open_image
 from .explorer_state import read_text
 from .explorer_widgets import Shown
 from .explorer_widgets import after

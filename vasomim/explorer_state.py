@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CONFIG', 'REAL', 'WHOLE', 'PICTURE', 'OWN', 'SYMBOLS', 'patch_sizes', 'method_of', 'ExplorerState', 'make_state',
-           'open_image', 'as_text', 'read_text', 'preset_state']
+           'as_text', 'read_text', 'preset_state']
 
-# %% ../nbs/lib/60a_explorer_state.ipynb #73b51582
+# %% ../nbs/lib/60a_explorer_state.ipynb #9e4a2502
 import ast
 import math
 import re
@@ -21,10 +21,7 @@ from .core import InputError
 from .core import unknown_name
 from .anatomy.extract import check_extract_options
 from .anatomy.vesselness import check_sigmas
-from .data.images import list_images
-from .data.images import load_image
 from .data.phantom import PhantomOptions
-from .data.phantom import phantom
 from .masking import make_sampler
 from .pretrain import PretrainConfig
 from .pretrain import preset_values
@@ -126,14 +123,6 @@ def make_state(**values) -> ExplorerState:
     for name in values:
         if name not in known: raise unknown_name("control", name, known)
     return ExplorerState(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-# %% ../nbs/lib/60a_explorer_state.ipynb #cf2fdc97
-def open_image(state: ExplorerState) -> torch.Tensor:
-    "(1, H, W) float32 in [0, 1]: the state's picture, unchanged. Raises `InputError` for a folder or file that cannot be used."
-    if state.upload: raise InputError(f"upload={state.upload!r}: an uploaded picture is kept only in the explorer that got it")
-    if state.data_dir is None: return phantom(state.phantom, size=state.pack_size, **state.view()).image
-    folder = Path(state.data_dir).expanduser()
-    return load_image(folder / state.image if state.image else list_images(folder)[0])
 
 # %% ../nbs/lib/60a_explorer_state.ipynb #b89c75f0
 def as_text(state: ExplorerState) -> str:
