@@ -113,19 +113,19 @@ def plot_arms(rows: pd.DataFrame,              # of `final_rows`
     _key(fig, rows, drawn)
     return fig
 
-# %% ../nbs/lib/60h_figures_study.ipynb #40d5959a
+# %% ../nbs/lib/60h_figures_study.ipynb #890c4bc0
 def _style(arm: str, line: bool = True) -> dict:
     "Of a method; arms from scratch look like no pre-training."
     return {**method_style("scratch", line), "label": arm} if "scratch" in arm.lower() else method_style(arm, line)
 
 def _marks(ax, tests: pd.DataFrame) -> int:
-    "A strip of paired-test marks above the curves: one line per name in the column line, a mark at each place in the column at; how many lines."
+    "A strip of paired-test marks above the curves, with the sign of the difference: one line per name in the column line, a mark at each place in the column at; how many lines."
     lines = list(dict.fromkeys(tests["line"]))
     for k, line in enumerate(lines):
         y = 1.025 + 0.065 * (len(lines) - 1 - k)
         ax.text(-0.015, y, line, transform=ax.transAxes, ha="right", va="center", fontsize=5.5, color=_style(line)["color"] if len(lines) > 1 else INK)
         for r in tests[tests["line"] == line].itertuples():
-            text = r.mark if r.n >= 3 else ""
+            text = "" if r.n < 3 else r.mark if r.mark in ("", "n.s.") else ("+" if r.difference > 0 else "−") + r.mark
             ax.annotate(text, (r.at, y), xycoords=("data", "axes fraction"), ha="center", va="center", fontsize=5.5, color="0.5" if text == "n.s." else INK, annotation_clip=False)
     return len(lines)
 
@@ -167,7 +167,7 @@ def plot_lines(rows: pd.DataFrame,                   # of `final_rows`, with the
         ax.margins(x=0.06); ax.set_xlabel(label); ax.set_ylabel(metric_title(key[1]))
         strip = 0 if tests is None else _marks(ax, tests[(tests["metric"] == key[1]) & (tests["dataset"] == key[0]) & (tests["by"] == "run")])
         ax.set_title(rf"$\bf{{{'abcdefghi'[n]}}}$  {dataset_title(key[0])}", loc="left", pad=4 + 8.5 * strip * (height / 66))
-        if arms and n == 0: ax.legend(loc="best")
+        if arms and n == 0: fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(arms)), columnspacing=1.4)
     return fig
 
 # %% ../nbs/lib/60h_figures_study.ipynb #bf2cf00b
