@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['MAP_POINTS', 'ProbeConfig', 'Sample', 'read_sample', 'Look', 'look_at', 'probe', 'read_probe', 'parse', 'main']
 
-# %% ../nbs/lib/54b_probe.ipynb #957a5ce5
+# %% ../nbs/lib/54b_probe.ipynb #35fda9f8
 import json
 import math
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from dataclasses import replace
 from pathlib import Path
@@ -166,7 +167,7 @@ def read_sample(config: ProbeConfig, say=print) -> Sample:
     if config.labels == "auto" and config.data_dir is not None and config.data == "auto": pseudo = open_if_packed(config.data_dir) is not None
     return (_pseudo if pseudo else _expert)(config, say)
 
-# %% ../nbs/lib/54b_probe.ipynb #04ad28d7
+# %% ../nbs/lib/54b_probe.ipynb #6af201a3
 @dataclass
 class Look:
     "What came out."
@@ -182,8 +183,11 @@ def look_at(frozen: Frozen, sample: Sample, config: ProbeConfig, threads: int = 
     tokens, labels = patch_tokens(frozen, sample.images), patch_labels(sample.vessels, frozen.patch, config.min_pixels)
     bare = floors(sample.images, frozen.patch, ~sample.test)
     metrics, notes = {"vessel_share": (float(labels.mean()), math.nan, math.nan)}, []
-    for suffix, features in {"": tokens, **{f"_{k}": v for k, v in bare.items()}}.items():
-        metrics |= {k + suffix: v for k, v in probe_features(features, labels, sample.groups, sample.test, config.neighbours, config.seed).items()}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for suffix, features in {"": tokens, **{f"_{k}": v for k, v in bare.items()}}.items():
+            metrics |= {k + suffix: v for k, v in probe_features(features, labels, sample.groups, sample.test, config.neighbours, config.seed).items()}
+    notes += dict.fromkeys(str(w.message) for w in said)
     chosen = draw_points(labels.size, config.points, config.seed)
     y, where = labels.reshape(-1)[chosen], np.repeat(np.arange(len(labels)), labels.shape[1])[chosen]
     groups = sample.groups[where]

@@ -82,18 +82,21 @@ def floors(images: torch.Tensor, patch: tuple[int, int], train: np.ndarray) -> d
     x = patch_pixels(images, patch)
     return dict(intensity=np.stack([x.mean(2), x.std(2)], 2), pixels=principal_components(x.reshape(-1, x.shape[2]), 50, x[train].reshape(-1, x.shape[2])).reshape(*x.shape[:2], -1))
 
-# %% ../nbs/lib/54a_probe_tokens.ipynb #f940d7c0
+# %% ../nbs/lib/54a_probe_tokens.ipynb #cc075c29
 def linear_scores(train: np.ndarray, labels: np.ndarray,   # (n, D), (n,) bool
                   test: np.ndarray,                        # (m, D)
-                  strength: float = 1.0) -> np.ndarray:    # C of the L2 penalty
-    "(m,) log-odds by logistic regression, both classes weighted alike. Raises `InputError` where one is missing."
+                  strength: float = 1.0,                   # C of the L2 penalty
+                  most: int = 500) -> np.ndarray:          # steps
+    "(m,) log-odds by logistic regression, both classes weighted alike; a warning where it has not settled. Raises `InputError` where a class is missing."
     labels = check_labels(labels, len(train), "training patches")
     mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
     std[std <= 1e-5 * max(1e-30, np.abs(train).max())] = np.inf
-    model = optional("sklearn.linear_model").LogisticRegression(C=strength, class_weight="balanced", max_iter=500)
+    model = optional("sklearn.linear_model").LogisticRegression(C=strength, class_weight="balanced", max_iter=most)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")          # 500 steps are enough for a comparison
-        return model.fit((train - mean) / std, labels).decision_function((test - mean) / std)
+        warnings.simplefilter("ignore")          # said below, in words of ours
+        scores = model.fit((train - mean) / std, labels).decision_function((test - mean) / std)
+    if model.n_iter_.max() >= most: warnings.warn(f"a linear probe of {train.shape[1]} features was stopped after {most} steps, before it had settled", stacklevel=2)
+    return scores
 
 def knn_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int = 20, rows_at_once: int = 2048) -> np.ndarray:
     "(m,) share of vessel among the k nearest of the training part by cosine."
