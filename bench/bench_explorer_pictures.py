@@ -12,11 +12,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from explorer_servers import CHROMIUM, QUIET, voila_page
 from playwright.sync_api import sync_playwright
+from vasomim.figures_style import origin_here
 
 
 def keep(data: bytes, name: str):
     Image.open(io.BytesIO(data)).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(ROOT / "figures" / f"{name}.png", optimize=True)
-    (ROOT / "figures" / f"{name}.json").write_text(json.dumps(dict(command="python bench/bench_explorer_pictures.py", data="one phantom", seeds=[0]), indent=2) + "\n", encoding="utf-8")
+    (ROOT / "figures" / f"{name}.json").write_text(json.dumps(origin_here("python bench/bench_explorer_pictures.py", data="one phantom", seeds=[0]), indent=2) + "\n", encoding="utf-8")
 
 
 def main():
