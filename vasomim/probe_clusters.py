@@ -144,7 +144,7 @@ def cluster_metrics(points: np.ndarray,   # (n, D) features or map
         out[name] = (float(value), *((float(q) for q in np.quantile(known, [0.025, 0.975])) if len(known) else (math.nan, math.nan)))
     return out
 
-# %% ../nbs/lib/54_probe_clusters.ipynb #7b9763b0
+# %% ../nbs/lib/54_probe_clusters.ipynb #194a57d1
 def read_map(source) -> dict[str, np.ndarray]:
     "xy (n, 2), label (n,) bool, image (n,): of a mapping as it is, or of `map.npz` (a file, or in a probe's run folder). Raises `InputError`."
     if isinstance(source, dict): return source
@@ -165,7 +165,8 @@ def draw_maps(maps: dict,            # title -> run folder, map.npz, or its cont
         found = read_map(source)
         label = found["label"].astype(bool)
         for mine, colour, name in ((~label, "0.72", "background"), (label, "#D55E00", "vessel")):
-            ax.scatter(*found["xy"][mine].T, s=max(0.3, 1500 / len(label)), c=colour, lw=0, label=name, rasterized=True)
+            size = max(0.3, 1500 / len(label))
+            ax.scatter(*found["xy"][mine].T, s=size, c=colour, lw=0, label=name, rasterized=True)
         ax.set_title(title, fontsize=8); ax.set_aspect("equal", "datalim")
-    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8, markerscale=3)
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8, markerscale=(14 / size) ** 0.5)
     return fig
