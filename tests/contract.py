@@ -42,7 +42,7 @@ def built(preset: str, **changes):
 def batches_of(method, world: int = 1, rank: int = 0, accumulate: int = 1) -> Batches: return Batches(InMemory(IMAGES, 96), method.views, BATCH, 0, world, rank, accumulate)
 
 
-EXACT = dict(drop_path=0.0, koleo_group=2)      # what else depends on the number of processes: which blocks are dropped, among whom neighbours are sought
+EXACT = dict(drop_path=0.0, koleo_group=2)      # which blocks are dropped, each process draws for itself; groups of neighbours that half a batch holds whole
 
 def exact(preset: str) -> dict:
     "Options that make a method independent of the number of processes."

@@ -82,7 +82,7 @@ def floors(images: torch.Tensor, patch: tuple[int, int], train: np.ndarray) -> d
     x = patch_pixels(images, patch)
     return dict(intensity=np.stack([x.mean(2), x.std(2)], 2), pixels=principal_components(x.reshape(-1, x.shape[2]), 50, x[train].reshape(-1, x.shape[2])).reshape(*x.shape[:2], -1))
 
-# %% ../nbs/lib/54a_probe_tokens.ipynb #cc075c29
+# %% ../nbs/lib/54a_probe_tokens.ipynb #c36f67d4
 def linear_scores(train: np.ndarray, labels: np.ndarray,   # (n, D), (n,) bool
                   test: np.ndarray,                        # (m, D)
                   strength: float = 1.0,                   # C of the L2 penalty
@@ -93,7 +93,7 @@ def linear_scores(train: np.ndarray, labels: np.ndarray,   # (n, D), (n,) bool
     std[std <= 1e-5 * max(1e-30, np.abs(train).max())] = np.inf
     model = optional("sklearn.linear_model").LogisticRegression(C=strength, class_weight="balanced", max_iter=most)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")          # said below, in words of ours
+        warnings.simplefilter("ignore", optional("sklearn.exceptions").ConvergenceWarning)      # said below, in words of ours
         scores = model.fit((train - mean) / std, labels).decision_function((test - mean) / std)
     if model.n_iter_.max() >= most: warnings.warn(f"a linear probe of {train.shape[1]} features was stopped after {most} steps, before it had settled", stacklevel=2)
     return scores

@@ -94,7 +94,7 @@ class About:
     cost: float = 0.0           # multiply-adds of training on an image, relative to MAE with 75 % masked: the published recipes (ViT-B/16 at 224 pixels, Frepa at 512), arithmetic, which bench/bench_methods.py --base counts
     weights: str = ""           # published weights that fine-tuning can start from
 
-# %% ../../nbs/lib/40_training.method.ipynb #87c4aa81
+# %% ../../nbs/lib/40_training.method.ipynb #81334a28
 class Method(nn.Module):
     """Base of all pre-training methods. Subclasses set `encoder` (a timm model), `views` and `recipe`, and define `forward`.
     A method whose product is no timm model also defines `export` and `opened`."""
@@ -129,7 +129,7 @@ class Method(nn.Module):
         from timm.layers import DropPath
         modules = list(self.modules())
         drops = any(m.drop_prob for m in modules if isinstance(m, DropPath)) or any(m.p for m in modules if isinstance(m, nn.modules.dropout._DropoutNd))
-        mixes = self.whole_batch or any(m.training for m in modules if isinstance(m, nn.modules.batchnorm._NormBase))
+        mixes = self.whole_batch or any(m.training for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm))
         return (dict(processes=processes) if drops else {}) | (dict(accumulate=accumulate) if drops or mixes else {})
     def compiled(self) -> list[nn.Module]:
         "Parts that torch.compile may compile; sampling of masks stays outside."
