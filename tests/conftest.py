@@ -102,6 +102,16 @@ def work():
     with tempfile.TemporaryDirectory(prefix="vasomim-tests-", ignore_cleanup_errors=True) as folder: yield Path(folder)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def tidy(work):
+    "What the tests of one file leave in `work` is gone after them: all files together would need 4 GB."
+    yield
+    for place in work.iterdir():
+        if place.name in ("packed", "whole"): continue       # of the two fixtures below
+        if place.is_dir() and not place.is_symlink(): shutil.rmtree(place, ignore_errors=True)
+        else: place.unlink()
+
+
 @pytest.fixture(scope="session")
 def packed(work):
     "18 packed phantoms of 64 x 64 pixels."

@@ -1,22 +1,44 @@
-"All tests, in the order in which they find trouble cheapest; ends with a line that counts them."
+"All tests, in the order in which they find trouble cheapest; ends with a line that counts them. Each step has a folder for temporary files, gone after it; what it took of the disk is printed."
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
 bin_dir = Path(sys.executable).parent
+NEEDED = 3e9      # bytes; about twice what the hungriest step took
+
+
+@contextmanager
+def disk_taken(folder):
+    "A function that says how many bytes of the disk were taken at the most, looked at every half second."
+    begin, over = shutil.disk_usage(folder).free, threading.Event()
+    least = begin
+
+    def look():
+        nonlocal least
+        while not over.wait(0.5): least = min(least, shutil.disk_usage(folder).free)
+
+    watch = threading.Thread(target=look, daemon=True)
+    watch.start()
+    try: yield lambda: begin - least
+    finally: over.set(); watch.join()
 
 
 def call(title, *command, **kwargs):
     print(f"== {title}", flush=True)
     started = time.perf_counter()
-    env = dict(os.environ, PATH=f"{bin_dir}{os.pathsep}{os.environ['PATH']}", **kwargs)
-    result = subprocess.run(command, cwd=root, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with tempfile.TemporaryDirectory(prefix="vasomim-", ignore_cleanup_errors=True) as scratch, disk_taken(scratch) as taken:
+        env = dict(os.environ, PATH=f"{bin_dir}{os.pathsep}{os.environ['PATH']}", TMPDIR=scratch, **kwargs)
+        result = subprocess.run(command, cwd=root, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     print(result.stdout.rstrip()[-6000:])
-    print(f"   {time.perf_counter() - started:.0f} s", flush=True)
+    print(f"   {time.perf_counter() - started:.0f} s, {taken() / 1e9:.1f} GB of disk at the most", flush=True)
     if result.returncode: sys.exit(f"FAILED: {title}")
     return result.stdout
 
@@ -31,6 +53,8 @@ def unchanged(before, what):
     if changed: sys.exit(f"FAILED: {what}: {', '.join(changed)} changed; commit the result of that command")
 
 
+free = shutil.disk_usage(tempfile.gettempdir()).free
+if free < NEEDED: sys.exit(f"FAILED: {free / 1e9:.1f} GB of disk are free in {tempfile.gettempdir()}, the tests need {NEEDED / 1e9:.0f}; make room, or name another place with TMPDIR")
 before = snapshot()
 call("notebooks are clean", bin_dir / "nbdev_clean"); unchanged(before, "nbdev_clean")
 call("package is exported", bin_dir / "nbdev_export"); unchanged(before, "nbdev_export")

@@ -611,10 +611,12 @@ def test_disk_that_is_full_at_the_end_costs_nothing(runs, work, tmp_path, monkey
     import errno
     import vasomim.finetune as job
     options, whole, _, _ = runs["masks"]
-    def full(*a, **k): raise OSError(errno.ENOSPC, "No space left on device")
-    with monkeypatch.context() as m:
-        m.setattr(job, "save_network", full)
-        with pytest.raises(InputError, match="cannot be written .No space left.*resume=True"): tuned(tmp_path / "full", **{**options, "seeds": (0,)})
+    for k, (error, why) in enumerate(((OSError(errno.ENOSPC, "No space left on device"), "results cannot be written .No space left.*resume=True"),
+                                      (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "seed-0: the disk is full .*resume=True"))):    # as safetensors says it
+        def full(*a, **k): raise error
+        with monkeypatch.context() as m:
+            m.setattr(job, "save_network", full)
+            with pytest.raises(InputError, match=why): tuned(tmp_path / "full", **{**options, "seeds": (0,), "resume": bool(k)})
     run, said = tuned(tmp_path / "full", **{**options, "seeds": (0,), "resume": True})
     assert "resumed after step 10" in said
     assert [r for r in rows(whole / "results.csv") if r["seed"] == "0"] == rows(run / "results.csv")

@@ -2,13 +2,17 @@
 import json
 import os
 import random
+import shlex
+import shutil
 import signal
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
 
-from conftest import STEPS, TINY, as_after, board_steps, finished, job, same_weights, train, until, weights
+from conftest import STEPS, TINY, as_after, board_steps, environment, finished, flags, job, same_weights, train, until, weights
 
 
 def assert_as_whole(run, whole):
@@ -80,6 +84,31 @@ def test_crash_or_full_disk_while_saving_leaves_the_previous_checkpoint(work, pa
     assert same_weights(weights(run, 8), weights(whole, 8))
     train(run, data_dir=str(packed), resume=True)
     assert_as_whole(run, whole)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("unshare"), reason="needs a disk of its own, which only root may make")
+@pytest.mark.parametrize("left", [0, 300], ids=["full", "room_for_metrics_only"])      # kB
+def test_disk_that_fills_is_one_line_and_costs_nothing(work, packed, whole, left):
+    "The disk is full when the run goes on after step 6: an error that says what to do, and with room again it ends as if nothing had happened."
+    begun, place, out = as_after(whole, 6, work / f"before-{left}"), work / f"disk-{left}", work / f"disk-{left}-out"
+    place.mkdir(); out.mkdir()
+    words = shlex.join(map(str, (sys.executable, "-m", "vasomim.pretrain", *flags(**TINY, run_dir=place / "run", data_dir=packed, keep=STEPS, resume=True))))
+    script = f"""
+mount -t tmpfs -o size=48m tmpfs {place} || exit 77
+cp -r {begun} {place}/run
+dd if=/dev/zero of={place}/filler bs=1k count=60000 2>/dev/null; truncate -s -{left}k {place}/filler
+{words} > {out}/full.txt 2>&1; echo code $? >> {out}/full.txt
+rm {place}/filler
+{words} > {out}/room.txt 2>&1; echo code $? >> {out}/room.txt
+cp -r {place}/run {out}/run
+"""
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], env=environment(), text=True, capture_output=True, timeout=300)
+    if done.returncode == 77 or "unshare" in done.stderr: pytest.skip(f"no disk of one's own here: {done.stderr.strip()[-100:]}")
+    full, room = ((out / f"{n}.txt").read_text() for n in ("full", "room"))
+    assert "code 2" in full and "Traceback" not in full and "the disk is full" in full.splitlines()[-2] and "make room, then resume=True" in full.splitlines()[-2], full
+    assert ("could not be written" in full) == (left > 0), full       # with room for the metrics, it goes on without checkpoints as long as it can
+    assert "code 0" in room and "resumed after step 6" in room, room
+    assert_as_whole(out / "run", whole)
 
 
 def test_resume_names_damaged_checkpoints_and_takes_the_newest_whole_one(work, packed, whole, capsys):

@@ -168,7 +168,7 @@ def train_seed(config: FinetuneConfig, data: dict[str, LabelledData], place: Pla
         except OSError as e: raise InputError(f"{run.path}: the results cannot be written ({e.strerror or e}); make room, then resume=True takes the trained weights from the last checkpoint") from e
     return rows
 
-# %% ../nbs/lib/51_finetune.ipynb #d2464a28
+# %% ../nbs/lib/51_finetune.ipynb #73bc13de
 def finetune(config: FinetuneConfig) -> Path:
     """Fine-tunes and judges every seed and returns the run folder, with `results.csv`. With nproc > 1 it starts the processes itself; under torchrun it joins them.
     Raises `InputError` for what cannot work, before anything is computed where that can be known; `Interrupted` after a signal, with the state saved."""
@@ -181,7 +181,8 @@ def finetune(config: FinetuneConfig) -> Path:
         first = build_network(replace(config, seed=config.all_seeds[0]))         # what cannot be built stops here
         data = read_parts(config, say)
         known = conditions(config, first, data, place)
-        if place.first: run.prepare(config); run.remember_data(known)
+        with run.room():
+            if place.first: run.prepare(config); run.remember_data(known)
         config = replace(config, overwrite=False)
         say(f"run folder: {run.path}\n{config.task} on {config.data}: {len(data['train'])} images to train on, {len(data['test'])} to test on", flush=True)
         say(f"protocol of the paper: {protocol_of(config.data, config.task, config.data_dir) or 'none for this data'}")
@@ -189,9 +190,10 @@ def finetune(config: FinetuneConfig) -> Path:
         for k, seed in enumerate(config.all_seeds, 1):
             say(f"seed {seed} ({k} of {len(config.all_seeds)})", flush=True)
             one = run.of_seed(seed)
-            rows = train_seed(replace(config, seed=seed, seeds=(), run_dir=str(one.path)), data, place, one, known, say)
+            with one.room(): rows = train_seed(replace(config, seed=seed, seeds=(), run_dir=str(one.path)), data, place, one, known, say)
             say("  ".join(f"{r['metric']} {float(r['value']):.2f}" for r in rows if r["part"] == "test"), flush=True)
-            if place.first: run.collect()
+            with run.room():
+                if place.first: run.collect()
         say(f"results: {run.path / 'results.csv'}", flush=True)
     return run.path
 

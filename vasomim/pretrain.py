@@ -208,7 +208,7 @@ def keep_pictures(run: RunFolder, method, data: PackedDataset, device, count: in
     shown = [maps[k] for k in ("image", "masked", "reconstruction", "pasted", "error", "seen_in_image", "seen_in_reconstruction") if k in maps]
     save_image(make_grid(torch.stack(shown, 1).flatten(0, 1), nrow=len(shown), padding=2), run.pictures / "reconstruction.png")
 
-# %% ../nbs/lib/50_pretrain.ipynb #353f18f2
+# %% ../nbs/lib/50_pretrain.ipynb #ae3956be
 def pretrain(config: PretrainConfig) -> Path:
     """Pre-trains an encoder and returns the run folder. With nproc > 1 it starts the processes itself; under torchrun it joins them.
     Raises `InputError` for what cannot work, before anything is computed where that can be known; `Interrupted` after a signal, with the state saved."""
@@ -228,16 +228,17 @@ def pretrain(config: PretrainConfig) -> Path:
             raise InputError(f"{data.folders[0]}: packed without vessel masks, which masking='guided' needs; pack it with an extractor, or give the folder of images as data_dir")
         if config.resident == "yes" or (config.resident == "auto" and fits(data, place.device)): data = ResidentDataset(data, place.device)
         more = method.depends_on(place.world, config.accumulate)
-        if place.first: run.remember_data(dict(fingerprint=data.info["fingerprint"], images=len(data), size=list(data.size), left_out=data.info["bad"], **more))
-        if config.segmentor == "train":
-            at = prepare_segmentor(config, data, run).segmentor if place.first else None
-            torch.manual_seed(config.seed); method = build(replace(config, segmentor=place.share(at)))
-        batches = Batches(data, method.views, config.batch_size, config.seed, place.world, place.rank, config.accumulate, place.device)
-        Trainer(method, batches, run, config, place, config.progress).fit()
-        if place.first:
-            method.export(run.encoder)
-            keep_pictures(run, method, data, place.device)
-            print(f"encoder: {run.encoder}", flush=True)
+        with run.room():
+            if place.first: run.remember_data(dict(fingerprint=data.info["fingerprint"], images=len(data), size=list(data.size), left_out=data.info["bad"], **more))
+            if config.segmentor == "train":
+                at = prepare_segmentor(config, data, run).segmentor if place.first else None
+                torch.manual_seed(config.seed); method = build(replace(config, segmentor=place.share(at)))
+            batches = Batches(data, method.views, config.batch_size, config.seed, place.world, place.rank, config.accumulate, place.device)
+            Trainer(method, batches, run, config, place, config.progress).fit()
+            if place.first:
+                method.export(run.encoder)
+                keep_pictures(run, method, data, place.device)
+                print(f"encoder: {run.encoder}", flush=True)
     return run.path
 
 # %% ../nbs/lib/50_pretrain.ipynb #778c3463

@@ -50,9 +50,9 @@ def batch_of(method, count: int = 8, size: int = 96, seed: int = 0):
     try: return batches(0, ahead=False)
     finally: batches.close()
 
-# %% ../nbs/lib/50c_proof.ipynb #0bbaa012
+# %% ../nbs/lib/50c_proof.ipynb #44c7ba10
 SMALL = dict(phantoms=64, pack_size=96, img_size=64, model="test_vit", decoder_dim=32, decoder_depth=1, decoder_heads=2, batch_size=16, epochs=12, warmup_epochs=1.0, lr=2e-3, device="cpu", threads=1, border=6,
-             sigmas=(1, 2), log_every=4, keep=99)
+             sigmas=(1, 2), log_every=4)
 
 @dataclass(frozen=True)
 class Proof:
@@ -81,13 +81,13 @@ def features_of(encoder, images: torch.Tensor, mean, std) -> torch.Tensor:
 def prove(preset: str, folder, **changes) -> Proof:
     "Pre-trains with a preset on 64 phantoms in `folder`, and its second half again from the checkpoint in the middle. `changes`: options on top of `SMALL`. Raises `InputError` where the repeated half differs."
     folder = Path(folder)
-    config = PretrainConfig.of(**{**SMALL, "preset": preset, "run_dir": str(folder / f"proof-{preset}"), "cache_dir": str(folder / "packed"), **changes})
+    options = {**SMALL, "preset": preset, "run_dir": str(folder / f"proof-{preset}"), "cache_dir": str(folder / "packed"), **changes}
+    config = PretrainConfig.of(**{"save_every": options["epochs"] / 2, "keep": 2, **options})      # checkpoints in the middle and at the end: those of a UNet have 300 MB each
     run = pretrain(config)
     table = pd.read_csv(run / "metrics.csv")
     files = sorted((run / "checkpoints").iterdir())
     again, middle = folder / f"proof-{preset}-again", len(files) // 2
-    shutil.copytree(run, again, dirs_exist_ok=True)
-    for f in sorted((again / "checkpoints").iterdir())[middle:]: f.unlink()
+    shutil.copytree(run, again, dirs_exist_ok=True, ignore=lambda _, names: {f.name for f in files[middle:]} & set(names))
     pretrain(replace(config, run_dir=str(again), resume=True))
     whole, resumed = (torch.load(r / "checkpoints" / files[-1].name, weights_only=True)["method"] for r in (run, again))
     differing = [k for k, v in whole.items() if not torch.equal(v, resumed[k])]

@@ -24,10 +24,11 @@ def write_json(file: Path, content):
         os.replace(part, file)
     finally: part.unlink(missing_ok=True)
 
-# %% ../../nbs/lib/02b_data.safely.ipynb #dace3f5e
-def out_of_space(error: Exception) -> bool:
-    "Whether it is the disk (or one's share of it) that is full."
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+# %% ../../nbs/lib/02b_data.safely.ipynb #3403fca4
+def out_of_space(error: BaseException | None) -> bool:
+    "Whether it, or what caused it, is a full disk (or one's share of it); libraries that write in C (safetensors, SQLite, torch) say it in words."
+    if error is None: return False
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error) or "disk is full" in str(error) or out_of_space(error.__cause__)
 
 @contextmanager
 def alone(path: Path,         # of the lock's file; gone afterwards

@@ -23,13 +23,13 @@ from tqdm.auto import tqdm
 from ..core import InputError
 from ..core import no_bar
 from ..core import usable_cpus
+from ..data.safely import out_of_space
 from .jobs import Job
 from .jobs import Planned
 from .store import Store
 from .work import BUSY
 from .work import FULL
 from .work import execute
-from .work import no_room
 from ..training.launch import Interrupted
 from ..training.launch import child_environment
 from ..training.launch import command
@@ -200,7 +200,7 @@ class Runner:
             if self._elsewhere(i): continue
             try: self.store.begin(p.job); self.handles[i] = (self.engine.start(p.job, p.where), time.perf_counter())
             except OSError as error:
-                if no_room(error): raise InputError(f"{self.store.path}: the disk is full; finished jobs are kept: make room and run the study again") from error
+                if out_of_space(error): raise InputError(f"{self.store.path}: the disk is full; finished jobs are kept: make room and run the study again") from error
                 raise InputError(f"{self.store.path}: cannot be written ({error.strerror or error})") from error
             self.waiting.remove(i); self.progress.running[i] = what(p)
 
@@ -238,7 +238,7 @@ class Runner:
     def _collect_at_the_end(self):
         try: self.store.collect()
         except OSError as error:
-            if not no_room(error): raise      # the jobs' own files are there; the table is made when there is room
+            if not out_of_space(error): raise      # the jobs' own files are there; the table is made when there is room
 
     def to_go(self) -> float | None:
         "Seconds."

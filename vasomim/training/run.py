@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MetricsFile', 'environment', 'RunFolder', 'default_run_dir']
 
-# %% ../../nbs/lib/43_training.run.ipynb #a30432b9
+# %% ../../nbs/lib/43_training.run.ipynb #b2176de8
 import csv
 import json
 import os
@@ -13,12 +13,14 @@ import platform
 import shutil
 import subprocess
 import time
+from contextlib import contextmanager
 from pathlib import Path
 import torch
 import vasomim
 from ..core import InputError
 from ..core import usable_cpus
 from ..checkpoint import Checkpoints
+from ..data.safely import out_of_space
 from .config import TrainingConfig
 from .config import differences
 
@@ -64,7 +66,7 @@ def environment() -> dict:
     return dict(packages=packages, python=platform.python_version(), system=platform.system(), machine=platform.machine(), cpus=usable_cpus(),
                 gpus=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())], commit=git.stdout.strip() if git and git.returncode == 0 else None)
 
-# %% ../../nbs/lib/43_training.run.ipynb #a6d3f57e
+# %% ../../nbs/lib/43_training.run.ipynb #f0fbcf77
 class RunFolder:
     """The folder of a run.
     config.json, environment.json, data.json, metrics.csv, tensorboard/, checkpoints/, pictures/, encoder/, status.json"""
@@ -93,6 +95,14 @@ class RunFolder:
         elif used and not config.overwrite: raise InputError(f"run_dir={self.path}: holds a run already; resume=True goes on with it, overwrite=True deletes it")
         elif not used and config.resume and not (self.path / "config.json").is_file(): raise InputError(f"run_dir={self.path}: there is no run to resume")
         return used
+
+    @contextmanager
+    def room(self):
+        "For a block that writes here: a disk that fills becomes one clear `InputError`. What was written before is whole, and a resumed run goes on with it."
+        try: yield
+        except Exception as e:
+            if isinstance(e, InputError) or not out_of_space(e): raise
+            raise InputError(f"{self.path}: the disk is full ({getattr(e, 'strerror', None) or e}); make room, then resume=True goes on from the last checkpoint") from e
 
     def begun(self) -> bool:
         "Whether anything has been computed here."
