@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
@@ -15,30 +16,37 @@ bin_dir = Path(sys.executable).parent
 NEEDED = 3e9      # bytes; about twice what the hungriest step took
 
 
+def size_of(folder):
+    "Bytes that a folder takes of the disk; what is deleted meanwhile does not count."
+    total = 0
+    for place, _, files in os.walk(folder):
+        for file in files:
+            with suppress(OSError): total += os.lstat(os.path.join(place, file)).st_blocks * 512
+    return total
+
+
 @contextmanager
-def disk_taken(folder):
-    "A function that says how many bytes of the disk were taken at the most, looked at every half second."
-    begin, over = shutil.disk_usage(folder).free, threading.Event()
-    least = begin
+def largest(folder):
+    "A function that says how large a folder was at the most, looked at every second."
+    sizes, over = [0], threading.Event()
 
     def look():
-        nonlocal least
-        while not over.wait(0.5): least = min(least, shutil.disk_usage(folder).free)
+        while not over.wait(1): sizes.append(size_of(folder))
 
     watch = threading.Thread(target=look, daemon=True)
     watch.start()
-    try: yield lambda: begin - least
+    try: yield lambda: max(sizes)
     finally: over.set(); watch.join()
 
 
 def call(title, *command, **kwargs):
     print(f"== {title}", flush=True)
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="vasomim-", ignore_cleanup_errors=True) as scratch, disk_taken(scratch) as taken:
+    with tempfile.TemporaryDirectory(prefix="vasomim-", ignore_cleanup_errors=True) as scratch, largest(scratch) as taken:
         env = dict(os.environ, PATH=f"{bin_dir}{os.pathsep}{os.environ['PATH']}", TMPDIR=scratch, **kwargs)
         result = subprocess.run(command, cwd=root, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     print(result.stdout.rstrip()[-6000:])
-    print(f"   {time.perf_counter() - started:.0f} s, {taken() / 1e9:.1f} GB of disk at the most", flush=True)
+    print(f"   {time.perf_counter() - started:.0f} s, {taken() / 1e9:.1f} GB of temporary files at the most", flush=True)
     if result.returncode: sys.exit(f"FAILED: {title}")
     return result.stdout
 

@@ -1,6 +1,8 @@
 """The command line: what it says, what it refuses, what it leaves behind."""
 import dataclasses
+import os
 import re
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ROOT, TINY, flags, program, train
+from conftest import ROOT, TINY, environment, flags, program, train
 
 NOTEBOOK_TOOLS = ("matplotlib", "ipywidgets", "IPython", "nbdev", "papermill", "fastcore", "seaborn", "jupyter", "jupyter_core", "jupyter_client", "jupyterlab", "notebook", "ipykernel", "sklearn")
 
@@ -175,3 +177,15 @@ def test_installed_command():
     done = program("vasomim", "--version", cwd=ROOT)
     import vasomim
     assert done.returncode == 0 and done.stdout.strip() == vasomim.__version__
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a closed pipe is another thing there")
+@pytest.mark.parametrize("arguments", [("methods",), ("pretrain", "--help"), ("nothing",)])
+def test_reader_who_leaves_early_sees_no_traceback(tmp_path, arguments):
+    "As in `vasomim methods | head -0`: quiet, with the code that a shell gives to a broken pipe; what has nothing to print is as ever."
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as gone:
+        done = subprocess.run([sys.executable, "-m", "vasomim.cli", *arguments], cwd=tmp_path, env=environment(), stdout=gone, stderr=subprocess.PIPE, text=True, timeout=120)
+    if arguments == ("nothing",): assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
+    else: assert done.returncode == 128 + 13 and done.stderr == "", done.stderr

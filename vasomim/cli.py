@@ -6,8 +6,9 @@
 __all__ = ['COMMANDS', 'ExtractOptions', 'extract', 'PhantomCommand', 'phantoms', 'pretrain_and_draw', 'finetune_and_draw',
            'predict_folder', 'probe_encoder', 'main']
 
-# %% ../nbs/lib/70_cli.ipynb #3e20d91c
+# %% ../nbs/lib/70_cli.ipynb #a0dbeaf6
 import os
+import select
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -144,9 +145,25 @@ COMMANDS = {
     "phantom": ("simulated angiograms with masks and segments", lambda arguments: phantoms(_flags(PhantomCommand, "phantom", arguments))),
 }
 
-# %% ../nbs/lib/70_cli.ipynb #cff0679a
+# %% ../nbs/lib/70_cli.ipynb #ca7d1ea1
+def _reader_has_gone() -> bool:
+    "Whether standard output is a pipe that nobody reads any more (`| head`)."
+    try:
+        pipe = select.poll(); pipe.register(sys.stdout, 0)
+        return any(event & select.POLLERR for _, event in pipe.poll(0))
+    except (AttributeError, OSError, ValueError): return False      # no poll on Windows, no file in a notebook
+
 def main(arguments: list[str] | None = None) -> int:
     "The console command; returns the exit code."
+    try:
+        try: return _main(arguments)
+        finally: sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_has_gone(): raise      # another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # what is left of the output goes nowhere
+        return 128 + 13
+
+def _main(arguments: list[str] | None) -> int:
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if name in ("-h", "--help"):
         print("usage: vasomim COMMAND [flags]\n", *(f"  {k:<10} {text}" for k, (text, _) in COMMANDS.items()), "\nvasomim COMMAND --help shows the flags with their units and defaults.", sep="\n")

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['progress_at', 'epoch_of', 'autocast', 'Stop', 'Progress', 'Trainer', 'board', 'initialise']
 
-# %% ../../nbs/lib/45_training.loop.ipynb #80ea65ff
+# %% ../../nbs/lib/45_training.loop.ipynb #67a6eea8
 import math
+import shutil
 import signal
 import sys
 import threading
@@ -79,7 +80,7 @@ class Progress:
 
     def close(self): self.bar.close()
 
-# %% ../../nbs/lib/45_training.loop.ipynb #c64bde3c
+# %% ../../nbs/lib/45_training.loop.ipynb #e8bb3141
 class Trainer:
     "One run of one method: `Trainer(method, batches, run, config, place).fit()`."
 
@@ -229,12 +230,24 @@ class Trainer:
             for k, v in values.items(): self.board.add_scalar(f"validation/{k}", v, self.step)
         return self.method.enough()
 
+    def checkpoint_bytes(self) -> int:
+        "About the size of a checkpoint: the method's tensors, and the two moments of AdamW of those that are trained."
+        size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)
+        return size(self.method.state_dict().values()) + 2 * size(self.parameters)
+
+    def room_notice(self) -> str:
+        "What there is to say where the disk has no room for the checkpoints of this run, else nothing. One more than `keep` is there for a moment."
+        one, keep, free = self.checkpoint_bytes(), self.config.keep, shutil.disk_usage(self.run.path).free
+        needed = (keep + 1) * one - sum(f.stat().st_size for f in self.run.checkpoints.files())
+        return f"note: {free / 1e9:.1f} GB of disk are free, the checkpoints will take {needed / 1e9:.1f} ({one / 1e9:.2f} each, keep={keep}); make room, or lower keep" if free < needed else ""
+
     def _announce(self):
         n, b = sum(p.numel() for p in self.method.parameters() if p.requires_grad), self.batches
         print(f"{type(self.method).__name__}: {n / 1e6:.1f} M trainable parameters, {len(b.data)} images, {self.total} steps of {self.config.batch_size} images"
               + (f" ({b.left_out} of {len(b.data)} images sit out each epoch, others each time)" if b.left_out else ""))
         print(f"{self.place.world} process(es), {self.place.device}, {torch.get_num_threads()} thread(s) each, {self.precision}, compile {'on' if self.config.compile else 'off'}"
               + (f"; resumed after step {self.step}" if self.step else ""), flush=True)
+        if notice := self.room_notice(): print(notice, flush=True)
 
     def _close(self, progress: Progress, state: str):
         progress.close(); self.batches.close()
