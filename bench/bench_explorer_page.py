@@ -63,11 +63,13 @@ def main():
     ask = argparse.ArgumentParser()
     ask.add_argument("--size", type=int, default=512); ask.add_argument("--moves", type=int, default=40); ask.add_argument("--changes", type=int, default=500); ask.add_argument("--csv"); ask.add_argument("--only", nargs="*", help="controls to measure; all of them if not given")
     o = ask.parse_args()
-    rows, home = [], Path(tempfile.mkdtemp(prefix="explorer-bench-"))
+    known = [*BARE, *SAMPLING, *OTHERS]
+    if unknown := set(o.only or ()) - set(known): ask.error(f"--only: no control {', '.join(map(repr, unknown))}; there are {', '.join(known)}")
+    rows = []
     began_load = os.getloadavg()[0]
     from vasomim.data.images import save_image
     from vasomim.data.phantom import phantom
-    with jupyter_lab(home / "root", home / "jupyter", OMP_NUM_THREADS=str(len(os.sched_getaffinity(0)))) as (address, token), sync_playwright() as p:
+    with tempfile.TemporaryDirectory(prefix="explorer-bench-", ignore_cleanup_errors=True) as folder, jupyter_lab((home := Path(folder)) / "root", home / "jupyter", OMP_NUM_THREADS=str(len(os.sched_getaffinity(0)))) as (address, token), sync_playwright() as p:
         (home / "root" / "files").mkdir()
         for i in range(30): save_image(home / "root" / "files" / f"{i}.png", phantom(i, size=512).image)
         book = json.loads((home / "root" / "explore.ipynb").read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ def keep(data: bytes, name: str):
 
 def main():
     for name, width, theme in (("explorer", 1020, "light"), ("explorer_narrow", 560, "dark")):
-        with voila_page(Path(tempfile.mkdtemp()), f"CULL=30 --VoilaConfiguration.theme={theme}") as (address, token, _), sync_playwright() as p:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, voila_page(Path(folder), f"CULL=30 --VoilaConfiguration.theme={theme}") as (address, token, _), sync_playwright() as p:
             browser = p.chromium.launch(executable_path=CHROMIUM, args=QUIET)
             page = browser.new_page(viewport={"width": width, "height": 3200}); page.set_default_timeout(90_000)
             page.goto(f"{address}/?token={token}"); page.wait_for_selector("img.panel-mask[src]"); page.wait_for_selector(".mask-ratio .noUi-handle[aria-label]")
