@@ -26,7 +26,6 @@ from bench_extract import plain
 from vasomim.anatomy.prepare import vessel_extractor
 from vasomim.core import usable_cpus
 from vasomim.data.images import load_image, load_mask, save_image
-from vasomim.data.packed import open_packed
 from vasomim.data.packing import pack, write_json
 from vasomim.data.phantom import phantom
 from vasomim.data.shards import FORMAT, NUMBER_COLUMNS, SHARD_BYTES, TEXT_COLUMNS, ShardWriter

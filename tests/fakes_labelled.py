@@ -1,6 +1,5 @@
 """Small copies of the labelled data sets, made of phantoms, with everything odd that real copies have been seen to hold."""
 import json
-from pathlib import Path
 
 import numpy as np
 import torch

@@ -54,7 +54,7 @@ def check(file):
     from vasomim.data.dicom import decode_frame
     from vasomim.data.dicom import read_header
     from vasomim.data.dicom import treatment
-    from vasomim.data.dicom import visible_area
+    from vasomim.data.dicom_header import visible_area
     from vasomim.data.sources.dicom import dicom_source
     from vasomim.data.sources.dicom import recognise_dicom
     recognise_dicom(file.parent)

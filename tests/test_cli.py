@@ -4,11 +4,8 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
-from pathlib import Path
 
 import pytest
-import torch
 
 from conftest import ROOT, TINY, environment, flags, program, train
 
@@ -114,7 +111,6 @@ def test_extract_neither_overwrites_nor_reads_back(capfd, angiograms, inside):
 
 
 def test_pretraining_skips_and_lists_a_truncated_image(capfd, angiograms, tmp_path):
-    import json
     from vasomim.pretrain import PretrainConfig, prepare_data
     data = prepare_data(PretrainConfig(**TINY, data_dir=str(angiograms), cache_dir=str(tmp_path / "packed")))
     assert len(data) == 2 and [b["id"].rsplit("/")[-1] for b in data.info["bad"]] == ["cut.png"]

@@ -20,7 +20,7 @@ from vasomim.core import InputError
 from vasomim.data.dicom import decode_frame
 from vasomim.data.dicom import read_header
 from vasomim.data.dicom import treatment
-from vasomim.data.dicom import visible_area
+from vasomim.data.dicom_header import visible_area
 from vasomim.data.identity import locate
 from vasomim.data.packing import pack
 from vasomim.data.sources.catalog import open_source

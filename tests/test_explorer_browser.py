@@ -11,7 +11,7 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
 from playwright.sync_api import expect, sync_playwright
 
-from conftest import ROOT, train
+from conftest import train
 from explorer_servers import CHROMIUM, QUIET, jupyter_lab, open_lab, run_cells
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on this machine: apt-get install chromium")

@@ -6,7 +6,6 @@ import re
 import shutil
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 

@@ -15,7 +15,6 @@ import math
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
-from dataclasses import field
 from dataclasses import replace
 from pathlib import Path
 import torch

@@ -8,7 +8,6 @@ __all__ = ['DATA_COMMANDS', 'ListOptions', 'list_known', 'FetchOptions', 'fetch_
 
 # %% ../nbs/lib/69_cli_data.ipynb #44cf21bd
 import ast
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-import torch
 from .core import InputError
 from .core import unknown_name
 from .anatomy.extract import check_extract_options

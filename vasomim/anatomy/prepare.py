@@ -7,14 +7,12 @@ __all__ = ['vessel_extractor', 'choose_splits', 'prepare_source', 'plain', 'cach
 
 # %% ../../nbs/lib/25_anatomy.prepare.ipynb #fc709a14
 import json
-import sys
 from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 import torch
 from ..core import InputError
-from ..core import unknown_name
 from .extract import extract_vessels
 from ..data.curate import curate_source
 from ..data.packed import PackedDataset

@@ -9,7 +9,6 @@ __all__ = ['NATIVE', 'COMPRESSED', 'PLUGINS', 'CODINGS', 'MAX_FRAGMENTS', 'DICOM
 # %% ../../nbs/lib/05f_data.dicom.ipynb #3e20d91c
 import os
 from functools import lru_cache
-from pathlib import Path
 import numpy as np
 import torch
 from pydicom.encaps import encapsulate
@@ -23,7 +22,6 @@ from .dicom_fields import read_fields
 from .dicom_gray import gray_table
 from .dicom_header import Header
 from .dicom_header import make_header
-from .dicom_header import visible_area
 
 # %% ../../nbs/lib/05f_data.dicom.ipynb #9b3976bc
 NATIVE = {"1.2.840.10008.1.2": "<", "1.2.840.10008.1.2.1": "<", "1.2.840.10008.1.2.2": ">"}   # byte order

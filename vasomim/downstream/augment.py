@@ -6,7 +6,6 @@
 __all__ = ['Augment', 'augment_masks', 'augment_boxes']
 
 # %% ../../nbs/lib/34a_downstream.augment.ipynb #80ea65ff
-import math
 from dataclasses import dataclass
 from numbers import Real
 import torch

@@ -16,7 +16,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from ..core import InputError
 from .config import FinetuneConfig
 from .evaluate import Scores
 from .labelled import LabelledData

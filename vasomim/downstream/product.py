@@ -9,7 +9,6 @@ __all__ = ['FORMAT', 'save_network', 'network_folder', 'load_network']
 import json
 from pathlib import Path
 from types import SimpleNamespace
-import torch
 from safetensors.torch import save_file
 from torch import nn
 from ..core import InputError

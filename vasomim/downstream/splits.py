@@ -8,7 +8,6 @@ __all__ = ['choose_parts', 'label_subset', 'label_notices']
 # %% ../../nbs/lib/34b_downstream.splits.ipynb #80ea65ff
 import math
 from collections import Counter
-from dataclasses import replace
 import numpy as np
 import pandas as pd
 from ..core import InputError

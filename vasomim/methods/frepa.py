@@ -7,7 +7,6 @@ __all__ = ['OWN', 'BASE', 'METHOD', 'HistogramShift', 'restoring_decoder', 'Rest
            'Frepa']
 
 # %% ../../nbs/lib/46l_methods.frepa.ipynb #2d84492d
-import math
 from dataclasses import dataclass
 import torch
 from torch import nn

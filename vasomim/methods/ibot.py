@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from ..core import InputError
 from ..core import uniform
-from ..core import unknown_name
 from ..masking import block_masks
 from ..masking import lowest
 from .dino import BASE

@@ -22,7 +22,6 @@ from .mae import MAE
 from .mae import spread
 from ..training.method import About
 from ..training.method import Batch
-from ..training.method import Recipe
 from ..training.method import method_options
 
 # %% ../../nbs/lib/46f_methods.localmim.ipynb #b10bca70
