@@ -50,7 +50,7 @@ def batch_of(method, count: int = 8, size: int = 96, seed: int = 0):
     try: return batches(0, ahead=False)
     finally: batches.close()
 
-# %% ../nbs/lib/50c_proof.ipynb #44c7ba10
+# %% ../nbs/lib/50c_proof.ipynb #cbb717d5
 SMALL = dict(phantoms=64, pack_size=96, img_size=64, model="test_vit", decoder_dim=32, decoder_depth=1, decoder_heads=2, batch_size=16, epochs=12, warmup_epochs=1.0, lr=2e-3, device="cpu", threads=1, border=6,
              sigmas=(1, 2), log_every=4)
 
@@ -82,7 +82,7 @@ def prove(preset: str, folder, **changes) -> Proof:
     "Pre-trains with a preset on 64 phantoms in `folder`, and its second half again from the checkpoint in the middle. `changes`: options on top of `SMALL`. Raises `InputError` where the repeated half differs."
     folder = Path(folder)
     options = {**SMALL, "preset": preset, "run_dir": str(folder / f"proof-{preset}"), "cache_dir": str(folder / "packed"), **changes}
-    config = PretrainConfig.of(**{"save_every": options["epochs"] / 2, "keep": 2, **options})      # checkpoints in the middle and at the end: those of a UNet have 300 MB each
+    config = PretrainConfig.of(**{"save_every": options["epochs"] / 2, **options})      # checkpoints in the middle and at the end: those of a UNet have 150 MB each
     run = pretrain(config)
     table = pd.read_csv(run / "metrics.csv")
     files = sorted((run / "checkpoints").iterdir())
